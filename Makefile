@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use. Needs make and Python 3.11 or newer, nothing else;
+# another interpreter is chosen with `make PYTHON=/path/to/python ...`.
+.POSIX:
+
+PYTHON = $$(command -v python3.11 || command -v python3)
+BIN = .venv/bin
+READY = .venv/.ready
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(READY) ## make .venv with the package (editable) and the tools, at the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt torch
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## register the embedded phantom pair; pictures and figures go to demo-output/
+	$(BIN)/crossmorph demo --output demo-output
+
+test: $(READY) ## the quick tests
+	$(BIN)/pytest -n 2 -m 'not slow and not gpu'
+
+test-slow: $(READY) ## the tests that take more than a few seconds
+	$(BIN)/pytest -m 'slow and not gpu'
+
+lint: $(READY) ## ruff, formatting and mypy, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format the code and mend what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+drawings: $(READY) ## draw the pictures of docs/ anew
+	$(BIN)/python docs/drawings/make.py
+
+clean: ## remove .venv, caches and demo-output
+	rm -rf .venv demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find src tests benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
+
+.PHONY: help venv demo test test-slow lint format drawings clean
