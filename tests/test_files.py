@@ -88,10 +88,8 @@ def test_overwrite_never_deletes_what_is_not_a_result(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match=r"no record\.json"), atomic_directory(tmp_path, overwrite=True):
         pass
-    with (
-        pytest.raises(InputError, match="not a folder"),
-        atomic_directory(tmp_path / "thesis.tex", overwrite=True),
-    ):
+    file = tmp_path / "thesis.tex"
+    with pytest.raises(InputError, match="not a folder"), atomic_directory(file, overwrite=True):
         pass
     assert file.read_text() == "years"
 
