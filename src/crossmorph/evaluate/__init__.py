@@ -1,0 +1,51 @@
+"""Measure a registration: overlap, surfaces, landmarks, regularity, similarity; tables, statistics, Learn2Reg."""
+
+from crossmorph.evaluate.landmarks import label_centroid_error, summarise_errors, target_registration_error
+from crossmorph.evaluate.overlap import LabelOverlap, label_overlap, mean_dice
+from crossmorph.evaluate.regularity import (
+    folding_percent,
+    inverse_consistency,
+    jacobian_determinant,
+    learn2reg_sd_log_jacobian,
+    non_diffeomorphic_tetrahedra_percent,
+    non_diffeomorphic_volume,
+    sd_log_jacobian,
+    voxel_displacement,
+)
+from crossmorph.evaluate.similarity import (
+    lncc,
+    lncc_map,
+    mutual_information,
+    ncc,
+    normalised_mutual_information,
+    ssim,
+    ssim_map,
+)
+from crossmorph.evaluate.surface import SurfaceDistances, label_surface_distances, surface_distances
+
+__all__ = [
+    "LabelOverlap",
+    "SurfaceDistances",
+    "folding_percent",
+    "inverse_consistency",
+    "jacobian_determinant",
+    "label_centroid_error",
+    "label_overlap",
+    "label_surface_distances",
+    "learn2reg_sd_log_jacobian",
+    "lncc",
+    "lncc_map",
+    "mean_dice",
+    "mutual_information",
+    "ncc",
+    "non_diffeomorphic_tetrahedra_percent",
+    "non_diffeomorphic_volume",
+    "normalised_mutual_information",
+    "sd_log_jacobian",
+    "ssim",
+    "ssim_map",
+    "summarise_errors",
+    "surface_distances",
+    "target_registration_error",
+    "voxel_displacement",
+]
