@@ -1,0 +1,189 @@
+"""Transforms in files: ITK's .h5, .tfm, .txt and .mat, and displacement fields as vector images.
+
+A transform file holds the map from fixed to moving points in LPS mm. An ITK composite applies the transform that
+was added last first, so a chain is written back to front.
+
+Sizes: ITK stores displacements as float64 without compression, 24 bytes a voxel. A field of 80 x 96 x 112 voxels
+(2 mm for a 1 mm brain) takes 20.7 MB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossmorph.errors import InputError
+from crossmorph.io import itk, nifti
+from crossmorph.io.volume import reading
+from crossmorph.space import Array, Grid
+from crossmorph.transform import Affine, Chain, DisplacementField, Transform, compose
+
+FLIP = np.diag(itk.LPS)[:3]
+BSPLINE_SAMPLES = 8
+"""Displacements sampled in each cell of a B-spline's control grid."""
+
+
+# -- ITK transform files -----------------------------------------------------------------------------------------
+
+
+def read_itk(path: Path) -> Transform:
+    """Read a .h5, .hdf5, .tfm, .txt or .mat file of ITK. B-splines become displacement fields.
+
+    Raises:
+        InputError: it is no such file, not 3-D, or holds a kind of transform that is not understood.
+    """
+    import SimpleITK as sitk
+
+    with reading(path, "a transform"):
+        return _from_itk(sitk.ReadTransform(str(path)))
+
+
+def write_itk(transform: Transform, path: Path) -> None:
+    """Write any transform as an ITK composite (.h5, .tfm, .txt); .mat takes affine maps only."""
+    import SimpleITK as sitk
+
+    links = transform.transforms if isinstance(transform, Chain) else (transform,)
+    written = [_to_itk(link) for link in reversed(links)]
+    if path.suffix.lower() == ".mat":
+        if len(written) > 1 or not isinstance(transform, Affine):
+            raise InputError(".mat files hold one affine map only; use .h5")
+        sitk.WriteTransform(written[0], str(path))
+    else:
+        sitk.WriteTransform(sitk.CompositeTransform(written), str(path))
+
+
+def _from_itk(transform: Any) -> Transform:
+    import SimpleITK as sitk
+
+    if transform.GetDimension() != 3:
+        raise InputError(f"this transform is {transform.GetDimension()}-D; crossmorph needs 3-D")
+    if transform.IsLinear():
+        return Affine(_matrix_of(transform))
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        count = transform.GetNumberOfTransforms()
+        return compose(*(_from_itk(transform.GetNthTransform(n)) for n in reversed(range(count))))
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return _field_of(transform.GetDisplacementField())
+    if isinstance(transform, sitk.BSplineTransform):
+        return _sampled_bspline(transform)
+    raise InputError(f"transforms of the kind {transform.GetName()} are not understood")
+
+
+def _matrix_of(transform: Any) -> Array:
+    """The RAS matrix of any linear ITK transform, read off from where it sends four points."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([transform.TransformPoint(e.tolist()) for e in np.eye(3)], 1) - origin[:, None]
+    matrix[:3, 3] = origin
+    return itk.LPS @ matrix @ itk.LPS
+
+
+def _field_of(image: Any) -> DisplacementField:
+    """A SimpleITK vector image of LPS displacements as a field."""
+    import SimpleITK as sitk
+
+    size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
+    if len(size) != 3 or components != 3:
+        raise InputError(
+            f"a displacement field needs three axes and vectors of three components; this image has size {size} "
+            f"and {components} components"
+        )
+    vectors = sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0)
+    return _field(vectors, Grid(size, itk.affine_of(image)))
+
+
+def _field(lps: np.ndarray[Any, Any], grid: Grid) -> DisplacementField:
+    ras = np.ascontiguousarray(lps * FLIP[:, None, None, None], np.float32)
+    return DisplacementField(torch.from_numpy(ras), grid)
+
+
+def _lps_vectors(transform: DisplacementField, dtype: type[np.floating[Any]]) -> np.ndarray[Any, Any]:
+    """(3, I, J, K) displacements along L, P, S."""
+    return transform.field.detach().cpu().numpy().astype(dtype) * FLIP[:, None, None, None].astype(dtype)
+
+
+def _sampled_bspline(transform: Any) -> DisplacementField:
+    import SimpleITK as sitk
+
+    cells = np.array(transform.GetTransformDomainMeshSize())
+    size = (cells * BSPLINE_SAMPLES + 1).tolist()
+    extent = np.array(transform.GetTransformDomainPhysicalDimensions())
+    spacing = (extent / (np.array(size) - 1)).tolist()
+    origin, direction = transform.GetTransformDomainOrigin(), transform.GetTransformDomainDirection()
+    return _field_of(
+        sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat64, size, origin, spacing, direction)
+    )
+
+
+def _to_itk(transform: Transform) -> Any:
+    import SimpleITK as sitk
+
+    if isinstance(transform, Affine):
+        matrix = itk.LPS @ transform.matrix @ itk.LPS
+        return sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    if isinstance(transform, DisplacementField):
+        return sitk.DisplacementFieldTransform(_vector_image(transform, np.float64))
+    raise InputError(f"a {type(transform).__name__} cannot be written; collapse it to a displacement field first")
+
+
+def _vector_image(transform: DisplacementField, dtype: type[np.floating[Any]]) -> Any:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(_lps_vectors(transform, dtype).transpose(3, 2, 1, 0), isVector=True)
+    itk.set_geometry(image, transform.grid)
+    return image
+
+
+# -- displacement fields as images -------------------------------------------------------------------------------
+
+
+def read_field(path: Path) -> DisplacementField:
+    """Read a displacement field from .mha, .mhd, .nrrd or .nhdr: three LPS components a voxel.
+
+    Raises:
+        InputError: it is no such image.
+    """
+    import SimpleITK as sitk
+
+    with reading(path, "a displacement field"):
+        return _field_of(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+
+
+def write_field(transform: Transform, path: Path) -> None:
+    """Write a displacement field as .mha or .nrrd, float32, compressed."""
+    import SimpleITK as sitk
+
+    image = _vector_image(_only_field(transform), np.float32)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def read_nifti_field(path: Path) -> DisplacementField:
+    """Read a displacement field as ANTs and ITK write it: NIfTI (I, J, K, 1, 3) with a vector intent, LPS mm.
+
+    Raises:
+        InputError: it is no such image.
+    """
+    with reading(path, "a displacement field"):
+        vectors, affine = nifti.read_vectors(path)
+        return _field(vectors, Grid(vectors.shape[1:], affine))
+
+
+def write_nifti_field(transform: Transform, path: Path) -> None:
+    """Write a displacement field as ANTs and ITK do. ITK straightens sheared NIfTI axes, so these are refused."""
+    transform = _only_field(transform)
+    if transform.grid.shear_deg > 0.01:
+        raise InputError(
+            f"ITK misreads NIfTI fields on sheared axes ({transform.grid}); use .h5, .mha or "
+            ".nrrd, which keep them"
+        )
+    nifti.write_vectors(_lps_vectors(transform, np.float32), transform.grid, path)
+
+
+def _only_field(transform: Transform) -> DisplacementField:
+    if not isinstance(transform, DisplacementField):
+        raise InputError(f"an image holds a displacement field, not a {type(transform).__name__}; use .h5")
+    return transform
