@@ -3,13 +3,10 @@
 from crossmorph.evaluate.landmarks import label_centroid_error, summarise_errors, target_registration_error
 from crossmorph.evaluate.overlap import LabelOverlap, label_overlap, mean_dice
 from crossmorph.evaluate.regularity import (
-    folding_percent,
     inverse_consistency,
-    jacobian_determinant,
-    learn2reg_sd_log_jacobian,
+    learn2reg_sdlogj,
     non_diffeomorphic_tetrahedra_percent,
     non_diffeomorphic_volume,
-    sd_log_jacobian,
     voxel_displacement,
 )
 from crossmorph.evaluate.similarity import (
@@ -22,17 +19,18 @@ from crossmorph.evaluate.similarity import (
     ssim_map,
 )
 from crossmorph.evaluate.surface import SurfaceDistances, label_surface_distances, surface_distances
+from crossmorph.transform.jacobian import folding, jacobian_determinant, sdlogj
 
 __all__ = [
     "LabelOverlap",
     "SurfaceDistances",
-    "folding_percent",
+    "folding",
     "inverse_consistency",
     "jacobian_determinant",
     "label_centroid_error",
     "label_overlap",
     "label_surface_distances",
-    "learn2reg_sd_log_jacobian",
+    "learn2reg_sdlogj",
     "lncc",
     "lncc_map",
     "mean_dice",
@@ -41,7 +39,7 @@ __all__ = [
     "non_diffeomorphic_tetrahedra_percent",
     "non_diffeomorphic_volume",
     "normalised_mutual_information",
-    "sd_log_jacobian",
+    "sdlogj",
     "ssim",
     "ssim_map",
     "summarise_errors",

@@ -1,4 +1,4 @@
-"""How regular a deformation is: Jacobian determinants, folding, SDlogJ, NDV, inverse consistency.
+"""How regular a deformation is: SDlogJ, NDV, inverse consistency. ``transform.jacobian`` counts folds.
 
 The functions take the displacement in voxels along the array axes, (3, I, J, K), as ``voxel_displacement`` gives
 it for any transform on any grid. Determinants and volume shares are the same in voxels and in mm.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from crossmorph.errors import InputError
 from crossmorph.space import Grid
-
-if TYPE_CHECKING:
-    from crossmorph.transform.base import Transform
+from crossmorph.transform.base import Transform
+from crossmorph.transform.jacobian import displacement_determinant, sdlogj
 
 Floats = NDArray[np.float64]
 Mapping = Callable[[Any], Any]
@@ -42,34 +42,22 @@ def voxel_displacement(transform: Transform, grid: Grid) -> Floats:
     return voxels
 
 
-# -- Jacobian determinants ---------------------------------------------------------------------------------------
+def learn2reg_sdlogj(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
+    """SDlogJ as the Learn2Reg evaluation prints it: the standard deviation of log(clip(J + 3, 1e-9, 1e9)), no unit.
 
-
-def jacobian_determinant(displacement: ArrayLike) -> Floats:
-    """det(I + grad u) at every voxel: central differences inside, one-sided ones at the faces.
-
-    Inside, these are the determinants of the Learn2Reg evaluation, which leaves the two outer voxels out. Central
-    differences skip the voxel itself: a checkerboard of folds can pass them; ``non_diffeomorphic_volume`` sees it.
+    Population deviation, two voxels off each face, inside the fixed mask if given. The plain definition (Leow et
+    al. 2007; ``sdlogj``) leaves the 3 out: its values are larger and one fold weighs log(1e-9). The number of folds
+    that the official code prints is taken after clipping and is always 0; ``folding`` counts J <= 0 in raw values.
 
     Args:
         displacement: (3, I, J, K) in voxels along the array axes.
-
-    Returns:
-        (I, J, K) float64, no unit.
+        mask: (I, J, K) fixed mask (``masked_evaluation``).
     """
     u = _displacement(displacement)
-    result = np.empty(u.shape[1:])
-    size = u.shape[1]
-    for slab in _slabs(u.shape[1:]):
-        low, high = max(slab.start - 1, 0), min(slab.stop + 1, size)
-        part = u[:, low:high]
-        steps = [
-            np.gradient(part, axis=axis) if part.shape[axis] > 1 else np.zeros_like(part) for axis in (1, 2, 3)
-        ]
-        for k in range(3):
-            steps[k][k] += 1
-        result[slab] = _determinant(steps)[slab.start - low : slab.stop - low]
-    return result
+    inner = (slice(2, -2),) * 3
+    determinant = displacement_determinant(torch.from_numpy(u), Grid(u.shape[1:], np.eye(4)))[inner]
+    inside = _mask(mask, u.shape[1:])[inner]
+    return sdlogj(determinant + 3, torch.from_numpy(np.ascontiguousarray(inside)))
 
 
 def _determinant(rows: list[Floats]) -> Floats:
@@ -97,46 +85,6 @@ def _mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if inside.shape != shape:
         raise InputError(f"the mask has shape {inside.shape}, the displacement {shape}; put both on one grid")
     return inside
-
-
-def sd_log_jacobian(jacobian: ArrayLike, mask: ArrayLike | None = None, offset: float = 0.0) -> float:
-    """SDlogJ: population standard deviation of log(clip(J + offset, 1e-9, 1e9)), no unit.
-
-    ``offset`` 0 is the plain definition (Leow et al. 2007; Kabus et al. 2009), in which one folded voxel weighs
-    log(1e-9). Learn2Reg adds 3 before the logarithm, so that folds count little and numbers are smaller: a value
-    with 3 and one without cannot be compared. NaN for an empty mask.
-
-    Args:
-        jacobian: (I, J, K) determinants.
-        mask: (I, J, K), where to look.
-        offset: what is added before the logarithm.
-    """
-    values = np.asarray(jacobian, np.float64)
-    values = values[_mask(mask, values.shape)]
-    return float(np.log(np.clip(values + offset, 1e-9, 1e9)).std()) if values.size else float("nan")
-
-
-def learn2reg_sd_log_jacobian(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """SDlogJ as the Learn2Reg evaluation prints it: J + 3, two voxels off each face, inside the fixed mask.
-
-    Args:
-        displacement: (3, I, J, K) in voxels along the array axes.
-        mask: (I, J, K) fixed mask (``masked_evaluation``).
-    """
-    inner = (slice(2, -2),) * 3
-    determinant = jacobian_determinant(displacement)
-    return sd_log_jacobian(determinant[inner], _mask(mask, determinant.shape)[inner], offset=3.0)
-
-
-def folding_percent(jacobian: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """Non-diffeomorphic voxels: 100 * share of voxels with J <= 0, in percent; NaN for an empty mask.
-
-    Papers also give the per mille of J < 0 (ten times as much for the same folds). The count printed by the
-    Learn2Reg evaluation is taken after J is clipped above 0 and is therefore always 0; this one uses raw values.
-    """
-    values = np.asarray(jacobian, np.float64)
-    values = values[_mask(mask, values.shape)]
-    return 100 * float((values <= 0).mean()) if values.size else float("nan")
 
 
 # -- digital diffeomorphism --------------------------------------------------------------------------------------
