@@ -72,7 +72,7 @@ def _check_spacing(path: Path) -> None:
     numbers = [] if line is None else re.findall(r"[-+.\w]+", line[1])
     if any(not _positive(number) for number in numbers):
         raise InputError(
-            f"the voxel size is {' '.join(numbers)}; every one must be a positive number. Repair the header"
+            f"the voxel size is {' '.join(numbers)}; it must be positive along each axis. Repair the header"
         )
 
 

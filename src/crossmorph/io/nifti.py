@@ -114,11 +114,11 @@ def _check_spacing(path: Path) -> None:
         return
     with ImageOpener(str(path)) as stream:
         header = kinds[0].header_class.from_fileobj(stream, check=False)
-    spacing = header["pixdim"][1:4]
+    spacing = header["pixdim"][1 : 1 + min(3, int(header["dim"][0]))]
     positive = np.abs(spacing) > 0 if header["sform_code"] > 0 else spacing > 0
     if not (positive & np.isfinite(spacing)).all():
         raise InputError(
-            f"the voxel size (pixdim) is {spacing.tolist()}; every one must be a positive number. Repair the header"
+            f"the voxel size (pixdim) is {spacing.tolist()}; it must be positive along each axis. Repair the header"
         )
 
 
