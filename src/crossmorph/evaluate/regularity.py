@@ -43,11 +43,12 @@ def voxel_displacement(transform: Transform, grid: Grid) -> Floats:
 
 
 def learn2reg_sdlogj(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """SDlogJ as the Learn2Reg evaluation prints it: the standard deviation of log(clip(J + 3, 1e-9, 1e9)), no unit.
+    """SDlogJ as the Learn2Reg evaluation prints it: the standard deviation of log(clip(J + 3, 1e-9, 1e9)).
 
-    Population deviation, two voxels off each face, inside the fixed mask if given. The plain definition (Leow et
-    al. 2007; ``sdlogj``) leaves the 3 out: its values are larger and one fold weighs log(1e-9). The number of folds
-    that the official code prints is taken after clipping and is always 0; ``folding`` counts J <= 0 in raw values.
+    No unit; population deviation, two voxels off each face, inside the fixed mask if given. The plain definition
+    (Leow et al. 2007; ``sdlogj``) leaves the 3 out: its values are larger and one fold weighs log(1e-9). The
+    number of folds that the official code prints is taken after clipping and is always 0; ``folding`` counts J <= 0
+    in raw values.
 
     Args:
         displacement: (3, I, J, K) in voxels along the array axes.
