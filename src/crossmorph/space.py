@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,22 @@ def map_points(matrix: Array, points: P) -> P:
         return points @ matrix[:3, :3].T.astype(points.dtype) + matrix[:3, 3].astype(points.dtype)
     linear = points.new_tensor(matrix[:3, :3])
     return points @ linear.T + points.new_tensor(matrix[:3, 3])
+
+
+FACE = 1e-4
+"""Voxels by which a point may lie outside an outer face and still count as inside, against rounding."""
+
+
+@overload
+def inside(voxels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor: ...
+@overload
+def inside(voxels: Array, shape: Sequence[int]) -> NDArray[np.bool_]: ...
+def inside(voxels: Any, shape: Sequence[int]) -> Any:
+    """(..., 3) voxel coordinates -> (...,) bool: within the outer faces of a volume of this shape."""
+    i, j, k = (
+        (voxels[..., axis] >= -0.5 - FACE) & (voxels[..., axis] <= n - 0.5 + FACE) for axis, n in enumerate(shape)
+    )
+    return i & j & k
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +112,8 @@ class Grid:
         """The world direction in which each index grows, such as ``"LPS"`` (nearest axes where oblique)."""
         from nibabel.orientations import aff2axcodes
 
-        return "".join(code or "?" for code in aff2axcodes(self.affine))
+        codes: tuple[str | None, ...] = aff2axcodes(self.affine)  # type: ignore[no-untyped-call]
+        return "".join(code or "?" for code in codes)
 
     @property
     def obliquity_deg(self) -> float:
@@ -160,9 +177,7 @@ class Grid:
 
     def contains(self, world: Array) -> NDArray[np.bool_]:
         """(..., 3) RAS mm -> (...,): inside the field of view, outer faces included."""
-        voxels = self.to_voxel(np.asarray(world, np.float64))
-        inside: NDArray[np.bool_] = ((voxels >= -0.5) & (voxels <= np.asarray(self.shape) - 0.5)).all(-1)
-        return inside
+        return inside(self.to_voxel(np.asarray(world, np.float64)), self.shape)
 
     # -- relatives -------------------------------------------------------------------------------------------
 
