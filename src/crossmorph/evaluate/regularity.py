@@ -47,8 +47,7 @@ def learn2reg_sdlogj(displacement: ArrayLike, mask: ArrayLike | None = None) -> 
 
     No unit; population deviation, two voxels off each face, inside the fixed mask if given. The plain definition
     (Leow et al. 2007; ``sdlogj``) leaves the 3 out: its values are larger and one fold weighs log(1e-9). The
-    number of folds that the official code prints is taken after clipping and is always 0; ``folding`` counts J <= 0
-    in raw values.
+    number of folds that the official code prints is taken after clipping and is always 0; ``folding`` is not.
 
     Args:
         displacement: (3, I, J, K) in voxels along the array axes.
