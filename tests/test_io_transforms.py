@@ -251,13 +251,14 @@ def _touched(path: Path) -> Path:
     return path
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["t.h5", "t.tfm", "t.txt", "t.mha", "t.nii.gz"])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str) -> None:
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the system then refuses larger files
     try:
-        with pytest.raises(InputError, match=r"cannot write .*t\.h5"):
-            io.write_transform(field(grid((20, 20, 20))), tmp_path / "t.h5")
+        with pytest.raises(InputError, match=rf"cannot write .*{name}"):
+            io.write_transform(field(grid((20, 20, 20))), tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

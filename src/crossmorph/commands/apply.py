@@ -90,7 +90,10 @@ class Apply:
         return moved
 
     def _recorded_grid(self) -> Grid:
-        """The grid that the transform's record names: the fixed image's, or the moving image's for an inverse."""
+        """The grid in the record beside the transform: of the fixed image, for inverse* of the first moving one.
+
+        The record holds ``{"inputs": {"fixed": {"shape", "affine"}, "moving": [{"shape", "affine"}, ...]}}``.
+        """
         from crossmorph.files import RECORD
         from crossmorph.space import Grid
 

@@ -218,7 +218,8 @@ def _writing(path: Path) -> Iterator[Path]:
         except InputError as error:
             raise InputError(f"cannot write {path}: {error}") from None
         except RuntimeError as error:
+            why = reason(error).replace(temporary.name, path.name)
             raise InputError(
-                f"cannot write {path}: {reason(error)}; nothing half-written remains. "
+                f"cannot write {path}: {why}; nothing half-written remains. "
                 "Check the free space and that you may write there"
             ) from error

@@ -65,22 +65,14 @@ def read_volume(path: Path) -> Volume:
 
 
 def _check_spacing(path: Path) -> None:
-    """Refuse a text header with a spacing that is not positive, which ITK would take as a flip."""
+    """Refuse a text header with a negative spacing, which ITK would take as a flip; zero it refuses by itself."""
     with path.open("rb") as stream:
         head = stream.read(4096).decode("latin-1")
     line = re.search(r"^(?:ElementSpacing\s*=|spacings:)(.*)$", head, re.MULTILINE)
-    numbers = [] if line is None else re.findall(r"[-+.\w]+", line[1])
-    if any(not _positive(number) for number in numbers):
+    if line and re.search(r"(?:^|\s)-", line[1]):
         raise InputError(
-            f"the voxel size is {' '.join(numbers)}; it must be positive along each axis. Repair the header"
+            f"the voxel size is {line[1].strip()}; it must be positive on each axis. Repair the header"
         )
-
-
-def _positive(number: str) -> bool:
-    try:
-        return float(number) > 0
-    except ValueError:
-        return False
 
 
 def write_volume(values: NDArray[Any], grid: Grid, dtype: np.dtype[Any], path: Path) -> None:

@@ -45,14 +45,20 @@ def write_itk(transform: Transform, path: Path) -> None:
     """Write any transform as an ITK composite (.h5, .tfm, .txt); .mat takes affine maps only."""
     import SimpleITK as sitk
 
+    suffix = path.suffix.lower()
+    if suffix == ".mat" and not isinstance(transform, Affine):
+        raise InputError(".mat files hold one affine map only; use .h5")
     links = transform.transforms if isinstance(transform, Chain) else (transform,)
     written = [_to_itk(link) for link in reversed(links)]
-    if path.suffix.lower() == ".mat":
-        if len(written) > 1 or not isinstance(transform, Affine):
-            raise InputError(".mat files hold one affine map only; use .h5")
-        sitk.WriteTransform(written[0], str(path))
-    else:
-        sitk.WriteTransform(sitk.CompositeTransform(written), str(path))
+    whole = written[0] if suffix == ".mat" else sitk.CompositeTransform(written)
+    sitk.WriteTransform(whole, str(path))
+    if suffix not in (".h5", ".hdf5"):  # ITK's other writers do not notice a full disk
+        back = sitk.ReadTransform(str(path))
+        if (
+            back.GetParameters() != whole.GetParameters()
+            or back.GetFixedParameters() != whole.GetFixedParameters()
+        ):
+            raise RuntimeError("the file is not complete")
 
 
 def _from_itk(transform: Any) -> Transform:

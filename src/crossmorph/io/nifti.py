@@ -83,7 +83,7 @@ def _affine(image: Any, path: Path) -> tuple[Array, tuple[str, ...]]:
     if affine is None:
         affine = header.get_base_affine()
         notes += (
-            "neither sform nor qform is coded: voxel sizes are known, position and orientation are guessed "
+            "neither sform nor qform gives the axes: voxel sizes are known, position and orientation are guessed "
             "(x to the left, middle of the volume at the origin)",
         )
     to_mm = np.diag([scale, scale, scale, 1.0])
@@ -118,7 +118,7 @@ def _check_spacing(path: Path) -> None:
     positive = np.abs(spacing) > 0 if header["sform_code"] > 0 else spacing > 0
     if not (positive & np.isfinite(spacing)).all():
         raise InputError(
-            f"the voxel size (pixdim) is {spacing.tolist()}; it must be positive along each axis. Repair the header"
+            f"the voxel size (pixdim) is {spacing.tolist()}; it must be positive on each axis. Repair the header"
         )
 
 
