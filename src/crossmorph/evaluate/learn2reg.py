@@ -169,9 +169,14 @@ def subject_and_modality(image: str | Path) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def displacement_name(pair: Pair) -> str:
-    """The name under which both evaluations find a field: ``disp_SSSS_MMMM_SSSS_MMMM.nii.gz``, fixed first."""
-    return f"disp_{pair.id}.nii.gz"
+def displacement_name(pair: Pair, lumir: bool = False) -> str:
+    """The name to submit: ``disp_FIXED_FMOD_MOVING_MMOD.nii.gz``; for LUMIR ``disp_FIXED_MOVING.nii.gz``.
+
+    The LUMIR program looks for nothing but the short name where both modalities are the same.
+    """
+    if not lumir:
+        return f"disp_{pair.id}.nii.gz"
+    return f"disp_{subject_and_modality(pair.fixed)[0]}_{subject_and_modality(pair.moving)[0]}.nii.gz"
 
 
 def find_displacement(folder: str | Path, pair: Pair, lumir: bool = False) -> Path:
@@ -183,12 +188,12 @@ def find_displacement(folder: str | Path, pair: Pair, lumir: bool = False) -> Pa
     Raises:
         InputError: no file has one of these names.
     """
-    fixed, fixed_modality = subject_and_modality(pair.fixed)
-    moving, moving_modality = subject_and_modality(pair.moving)
-    stems = [f"disp_{pair.id}"]
-    if (fixed_modality, moving_modality) == ("0000", "0001") or (lumir and fixed_modality == moving_modality):
-        stems.append(f"disp_{fixed}_{moving}")
-    names = [stem + suffix for suffix in ((".nii.gz",) if lumir else (".npz", ".nii.gz")) for stem in stems]
+    modalities = subject_and_modality(pair.fixed)[1], subject_and_modality(pair.moving)[1]
+    names = [displacement_name(pair)]
+    if modalities == ("0000", "0001") or (lumir and modalities[0] == modalities[1]):
+        names.insert(0, displacement_name(pair, lumir=True))
+    if not lumir:
+        names = [name.replace(".nii.gz", ".npz") for name in names] + names
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -251,11 +256,14 @@ def _load(path: Path) -> Floats:
 
 
 def _zoom(u: Floats, shape: tuple[int, ...]) -> Floats:
-    """(3, ...) on another lattice with the same end points, by quadratic splines as in the challenge's code."""
+    """(3, ...) on another lattice with the same end points, by quadratic splines as in the challenge's code.
+
+    Its default mode loses the last face to rounding for some sizes; mirroring gives the same values elsewhere.
+    """
     from scipy.ndimage import zoom
 
     factors = [1.0, *(n / m for n, m in zip(shape, u.shape[1:], strict=True))]
-    zoomed: Floats = zoom(u.astype(np.float32), factors, order=2)
+    zoomed: Floats = zoom(u.astype(np.float32), factors, order=2, mode="mirror")
     return zoomed
 
 

@@ -49,11 +49,31 @@ class Task:
     lumir: bool = False
 
 
+LUMIR_LABELS = (
+    *(
+        0,
+        4,
+        11,
+        23,
+        *range(30, 33),
+        *range(35, 42),
+        44,
+        45,
+        *range(47, 53),
+        *range(55, 63),
+        *range(71, 74),
+        75,
+        76,
+    ),
+    *(*range(100, 110), *range(112, 126), 128, 129, *range(132, 158), *range(160, 188), *range(190, 208)),
+)
+"""The 133 ids of the LUMIR evaluation's configuration."""
+
 TASKS = {
     task.name: task
     for task in (
         Task("AbdomenMRCT", (192, 160, 192), ("sdlogj", "dice", "hd95"), (1, 2, 3, 4), masked=True),
-        Task("LUMIR", (160, 224, 192), ("dice", "tre", "ndv", "hd95"), tuple(range(133)), lumir=True),
+        Task("LUMIR", (160, 224, 192), ("dice", "tre", "ndv", "hd95"), LUMIR_LABELS, lumir=True),
         Task("ReMIND2Reg", (256, 256, 256), ("tre",)),
         Task("COMULIS3DCLEM", None, ("tre",)),
         Task("OASIS", (160, 224, 192), ("sdlogj", "dice", "hd95"), tuple(range(1, 36))),
@@ -182,13 +202,22 @@ def _landmark_error(fixed: Path, moving: Path, pair: Pair, displacement: Floats)
     from crossmorph.io import read
 
     if fixed.suffix == ".csv":
-        p, q = (np.loadtxt(path, delimiter=",", ndmin=2) for path in (fixed, moving))
+        p, q = (_voxels(path) for path in (fixed, moving))
         return float(landmark_errors(p, q, displacement, read(pair.moving).grid.spacing).mean())
     blobs = [_array(path).astype(np.int32) for path in (fixed, moving)]
     grid = Grid(displacement.shape[1:], np.eye(4))
     errors = list(label_centroid_error(blobs[0], warp_nearest(blobs[1], displacement), grid).values())
     found = [error for error in errors if not np.isnan(error)]
     return float(np.mean(found)) if found else float("nan")
+
+
+def _voxels(path: Path) -> Floats:
+    try:
+        return np.loadtxt(path, delimiter=",", ndmin=2)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: landmarks are rows of x,y,z in voxels without a header line ({error})"
+        ) from error
 
 
 def landmark_errors(fixed: Floats, moving: Floats, displacement: Floats, spacing_mm: Floats) -> Floats:
