@@ -82,3 +82,11 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(crossmorph.errors.InputError, match="--output"):
         Demo(tmp_path / "file").run()
+
+
+@pytest.mark.slow
+def test_demo_registers_the_phantom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Demo(tmp_path / "demo", quiet=True).run() == 0
+    told = capsys.readouterr().out
+    cells = next(line for line in told.splitlines() if "mean error" in line).split("│")
+    assert float(cells[3]) < 0.4 * float(cells[2])
