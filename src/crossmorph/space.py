@@ -26,8 +26,8 @@ def map_points(matrix: Array, points: P) -> P:
     """Send points (..., 3) through a 4x4 matrix; numpy stays numpy, torch stays torch of the same type."""
     if isinstance(points, np.ndarray):
         return points @ matrix[:3, :3].T.astype(points.dtype) + matrix[:3, 3].astype(points.dtype)
-    linear = points.new_tensor(matrix[:3, :3])
-    return points @ linear.T + points.new_tensor(matrix[:3, 3])
+    linear, offset = points.new_tensor(matrix[:3, :3]), points.new_tensor(matrix[:3, 3])
+    return offset.addmm(points.reshape(-1, 3), linear.T).reshape(points.shape)
 
 
 FACE = 1e-4
@@ -112,7 +112,7 @@ class Grid:
         """The world direction in which each index grows, such as ``"LPS"`` (nearest axes where oblique)."""
         from nibabel.orientations import aff2axcodes
 
-        codes: tuple[str | None, ...] = aff2axcodes(self.affine)  # type: ignore[no-untyped-call]
+        codes: tuple[str | None, ...] = aff2axcodes(self.affine)
         return "".join(code or "?" for code in codes)
 
     @property
