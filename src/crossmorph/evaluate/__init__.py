@@ -7,6 +7,7 @@ from crossmorph.evaluate.regularity import (
     learn2reg_sdlogj,
     non_diffeomorphic_tetrahedra_percent,
     non_diffeomorphic_volume,
+    voxel_determinant,
     voxel_displacement,
 )
 from crossmorph.evaluate.similarity import (
@@ -45,5 +46,6 @@ __all__ = [
     "summarise_errors",
     "surface_distances",
     "target_registration_error",
+    "voxel_determinant",
     "voxel_displacement",
 ]

@@ -11,7 +11,12 @@ import torch
 from crossmorph.errors import InputError
 from crossmorph.evaluate.landmarks import summarise_errors, target_registration_error
 from crossmorph.evaluate.overlap import LabelOverlap, label_overlap, mean_dice
-from crossmorph.evaluate.regularity import learn2reg_sdlogj, non_diffeomorphic_volume, voxel_displacement
+from crossmorph.evaluate.regularity import (
+    learn2reg_sdlogj,
+    non_diffeomorphic_volume,
+    voxel_determinant,
+    voxel_displacement,
+)
 from crossmorph.evaluate.similarity import lncc, mutual_information, ncc, normalised_mutual_information, ssim
 from crossmorph.evaluate.surface import SurfaceDistances, label_surface_distances
 from crossmorph.evaluate.tables import Cell
@@ -19,7 +24,7 @@ from crossmorph.image import Image, Labels
 from crossmorph.points import Points
 from crossmorph.resample import resample, sample, world_blocks
 from crossmorph.space import Grid, gap_mm, overlap_fraction
-from crossmorph.transform import Affine, DisplacementField, Transform, displacement_determinant, folding, sdlogj
+from crossmorph.transform import Affine, DisplacementField, Transform, folding, sdlogj
 
 
 @dataclass
@@ -166,11 +171,12 @@ def check_points(points: Points, grid: Grid, side: str) -> list[str]:
         plural = f"{outside} of {len(xyz)} {side} points lie outside the field of view of the {side} image"
         return [plural] if outside else []
     readings = {
-        "voxel coordinates": grid.to_world(xyz), "LPS mm": xyz * [-1, -1, 1],
-        "metres": xyz * 1e3, "micrometres": xyz / 1e3,
+        "LPS mm": xyz * [-1, -1, 1], "metres": xyz * 1e3, "micrometres": xyz / 1e3,
+        "voxel coordinates": grid.to_world(xyz),
     }  # fmt: skip
     for name, candidate in readings.items():
-        if grid.contains(candidate).mean() > 0.9:
+        spread = np.ptp(candidate, axis=0).max() > 0.1 * grid.extent_mm.max()  # else a small unit fits anything
+        if spread and grid.contains(candidate).mean() > 0.9:
             raise InputError(
                 f"{outside} of {len(xyz)} {side} points lie outside the {side} image ({grid}), but they would lie "
                 f"inside as {name}; points must be RAS mm, convert them first"
@@ -260,13 +266,13 @@ def _regularity(result: Evaluation, transform: Transform, grid: Grid, inside: to
         result.notes.append(f"too few voxels to judge regularity: {grid}")
         return
     u = voxel_displacement(transform, grid)
-    determinant = displacement_determinant(torch.from_numpy(u), Grid(grid.shape, np.eye(4)))
+    determinant = voxel_determinant(u)
     where = None if inside is None else inside.numpy()
     result.scores |= {
         "folding_percent": 100 * folding(determinant, inside),
         "jacobian_min": float((determinant if inside is None else determinant[inside]).min()),
         "sdlogj": sdlogj(determinant, inside),
-        "sdlogj_l2r": learn2reg_sdlogj(u, where),
+        "sdlogj_l2r": learn2reg_sdlogj(determinant, where),
         "ndv_percent": non_diffeomorphic_volume(u, where)[1],
     }
 

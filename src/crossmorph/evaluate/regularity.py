@@ -42,7 +42,13 @@ def voxel_displacement(transform: Transform, grid: Grid) -> Floats:
     return voxels
 
 
-def learn2reg_sdlogj(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
+def voxel_determinant(displacement: ArrayLike) -> torch.Tensor:
+    """(I, J, K) Jacobian determinants of a displacement (3, I, J, K) in voxels; see ``transform.jacobian``."""
+    u = _displacement(displacement)
+    return displacement_determinant(torch.from_numpy(u), Grid(u.shape[1:], np.eye(4)))
+
+
+def learn2reg_sdlogj(determinant: torch.Tensor, mask: ArrayLike | None = None) -> float:
     """SDlogJ as the Learn2Reg evaluation prints it: the standard deviation of log(clip(J + 3, 1e-9, 1e9)).
 
     No unit; population deviation, two voxels off each face, inside the fixed mask if given. The plain definition
@@ -50,14 +56,12 @@ def learn2reg_sdlogj(displacement: ArrayLike, mask: ArrayLike | None = None) -> 
     number of folds that the official code prints is taken after clipping and is always 0; ``folding`` is not.
 
     Args:
-        displacement: (3, I, J, K) in voxels along the array axes.
+        determinant: (I, J, K), of ``voxel_determinant`` for example.
         mask: (I, J, K) fixed mask (``masked_evaluation``).
     """
-    u = _displacement(displacement)
     inner = (slice(2, -2),) * 3
-    determinant = displacement_determinant(torch.from_numpy(u), Grid(u.shape[1:], np.eye(4)))[inner]
-    inside = _mask(mask, u.shape[1:])[inner]
-    return sdlogj(determinant + 3, torch.from_numpy(np.ascontiguousarray(inside)))
+    inside = _mask(mask, tuple(determinant.shape))[inner]
+    return sdlogj(determinant[inner] + 3, torch.from_numpy(np.ascontiguousarray(inside)))
 
 
 def _determinant(rows: list[Floats]) -> Floats:

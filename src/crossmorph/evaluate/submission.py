@@ -18,7 +18,7 @@ from crossmorph.errors import InputError
 from crossmorph.evaluate.landmarks import label_centroid_error
 from crossmorph.evaluate.learn2reg import Dataset, Floats, Pair, find_displacement, read_array
 from crossmorph.evaluate.overlap import label_overlap
-from crossmorph.evaluate.regularity import learn2reg_sdlogj, non_diffeomorphic_volume
+from crossmorph.evaluate.regularity import learn2reg_sdlogj, non_diffeomorphic_volume, voxel_determinant
 from crossmorph.evaluate.surface import label_surface_distances
 from crossmorph.evaluate.tables import Cell
 from crossmorph.space import Grid
@@ -137,7 +137,8 @@ def score_pair(
         row["tre"] = _landmark_error(*landmarks, pair, displacement)
     if "sdlogj" in task.metrics:
         mask = dataset.companion(pair.fixed, "masks") if task.masked else None
-        row["sdlogj"] = learn2reg_sdlogj(displacement, None if mask is None else _array(mask))
+        determinant = voxel_determinant(displacement)
+        row["sdlogj"] = learn2reg_sdlogj(determinant, None if mask is None else _array(mask))
     if "ndv" in task.metrics:
         image = pair.moving if ndv_mask == "moving" else pair.fixed
         row["ndv"] = non_diffeomorphic_volume(displacement, _array(image) > 0)[1]
