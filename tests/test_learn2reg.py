@@ -10,6 +10,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from crossmorph.commands import learn2reg as command
+from crossmorph.commands.learn2reg import Learn2Reg
 from crossmorph.errors import InputError
 from crossmorph.evaluate.learn2reg import (
     Dataset,
@@ -35,6 +37,7 @@ from crossmorph.evaluate.submission import (
     task_of,
     warp_nearest,
 )
+from crossmorph.image import Image
 from crossmorph.space import Grid
 from crossmorph.transform import Affine, DisplacementField
 
@@ -129,7 +132,8 @@ def test_half_resolution_keeps_smooth_fields_to_a_twentieth_voxel(tmp_path: Path
     shape = (40, 48, 36)  # at 40 the challenge's own zoom loses the last face
     grid = oblique(shape)
     i, j, k = (np.linspace(0, np.pi, n).reshape(np.roll([-1, 1, 1], a)) for a, n in enumerate(shape))
-    u = np.stack([4 * np.cos(i) * np.cos(2 * j), 9 * np.cos(2 * k) * np.cos(i), np.cos(i) * np.cos(j) * np.cos(k)])
+    parts = 4 * np.cos(i) * np.cos(2 * j), 9 * np.cos(2 * k) * np.cos(i), np.cos(i) * np.cos(j) * np.cos(k)
+    u = np.stack(np.broadcast_arrays(*parts))
     write_displacement(to_transform(u, grid), tmp_path / "d.npz", grid, layout="half-resolution")
     with np.load(tmp_path / "d.npz") as archive:
         stored = archive["arr_0"]
@@ -382,6 +386,60 @@ def test_missing_truth_leaves_a_dash(abdomen: Dataset) -> None:
     row = score_pair(abdomen, abdomen.pairs["validation"][0], np.zeros((3, *SHAPE), np.float32), TASK)
     assert set(row) == {"id", "sdlogj"}
     assert leaderboard_row([row], TASK)["dice"] == "-"
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+def test_command_registers_writes_scores_and_resumes(
+    abdomen: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The registration is replaced: the first pair gets the identity, the second fails, and succeeds later."""
+    calls: list[str] = []
+    broken = True
+
+    def registration(system: str, preset: str, seed: int) -> object:
+        def register(fixed: Image, moving: Image) -> Affine:
+            calls.append(fixed.name)
+            if broken and "0007" in fixed.name:
+                raise InputError("no overlap")
+            return Affine.identity()
+
+        return register
+
+    monkeypatch.setattr(command, "registration", registration)
+    run = Learn2Reg(abdomen.folder, tmp_path / "out", before=True)
+    assert run.run() == 2
+    assert [p.name for p in (tmp_path / "out/submission").iterdir()] == ["disp_0006_0000_0006_0001.nii.gz"]
+    captured = capsys.readouterr()
+    assert "0007_0000_0007_0001: failed: no overlap" in captured.err
+    assert "the challenge expects images of (192, 160, 192), not (20, 24, 18)" in captured.err
+    broken = False
+    assert run.run() == 0
+    assert calls == ["AbdomenMRCT_0006_0000", "AbdomenMRCT_0007_0000", "AbdomenMRCT_0007_0000"]
+    board = (tmp_path / "out/leaderboard.md").read_text().splitlines()
+    assert board[0].startswith("| row | task | cases | sdlogj |")
+    assert board[2].replace("mcbo", "initial") == board[3]  # the identity scores what the zero field does
+    with pytest.raises(InputError, match="was begun with"):
+        Learn2Reg(abdomen.folder, tmp_path / "out", seed=1).run()
+    with pytest.raises(InputError, match=r"no pairs of fixed and moving for test; it has validation \(2\)"):
+        Learn2Reg(abdomen.folder, tmp_path / "out", split="test").run()
+
+
+def test_command_scores_a_folder_of_any_program(
+    abdomen: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for pair in abdomen.pairs["validation"]:
+        name = displacement_name(pair).replace(".nii.gz", ".npz")
+        np.savez(theirs / name, np.zeros((*SHAPE, 3), np.float32))
+    assert Learn2Reg(abdomen.folder, tmp_path / "out", submission=theirs, json=True).run() == 0
+    (row,) = json.loads(capsys.readouterr().out)["leaderboard"]
+    assert (row["row"], row["cases"]) == ("theirs", 2)
+    (theirs / name).unlink()
+    with pytest.raises(InputError, match="no displacement field for 0007_0000_0007_0001"):
+        Learn2Reg(abdomen.folder, tmp_path / "out", submission=theirs).run()
 
 
 # -- real volumes ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
         name: as at the head of the image names.
-        shape: of the images in voxels, where it is fixed.
+        shape: of the images in voxels, where the challenge fixes it.
         metrics: in the order of the leaderboard.
         labels: scored by Dice and HD95; 0 is the background, which LUMIR counts.
         landmarks: where TRE looks: "keypoints" or "landmarks".
@@ -111,14 +111,13 @@ def score_submission(
         ndv_mask: whose foreground NDV looks at: "moving" as the LUMIR program does, or "fixed", which is right.
 
     Raises:
-        InputError: a displacement field is missing or has another shape.
+        InputError: a displacement field is missing or has another shape than the fixed image.
     """
-    return [score_pair(dataset, pair, _read(folder, pair, task), task, ndv_mask) for pair in pairs]
-
-
-def _read(folder: str | Path, pair: Pair, task: Task) -> Floats:
-    path = find_displacement(folder, pair, task.lumir)
-    return read_array(path, task.shape or _array(pair.fixed).shape)
+    rows = []
+    for pair in pairs:
+        path = find_displacement(folder, pair, task.lumir)
+        rows.append(score_pair(dataset, pair, read_array(path, _array(pair.fixed).shape), task, ndv_mask))
+    return rows
 
 
 def score_pair(
