@@ -152,7 +152,7 @@ def test_a_transform_of_the_wrong_direction_is_told_from_points_and_from_labels(
     points = corners(), corners().moved_to(corners().xyz + torch.tensor([4.0, 0, 0]), None)
     (note,) = evaluate(away, points=points).notes
     assert note.startswith("wrong direction?")
-    assert "mean TRE worse (4 to 8 mm)" in note
+    assert "mean TRE in mm worse (4 to 8)" in note
     (note,) = evaluate(away, fixed_labels=balls(FIXED), moving_labels=balls(MOVING, 4.0)).notes
     assert "mean Dice worse" in note
 
@@ -186,8 +186,17 @@ def test_points_outside_are_counted() -> None:
 def test_truth_far_from_the_image_shows_both_geometries() -> None:
     far = Grid(FIXED.shape, Affine.translation([900.0, 0, 0]).matrix @ FIXED.affine)
     image = Image.from_array(np.ones(FIXED.shape, np.float32), far, name="scan")
-    with pytest.raises(InputError, match=r"balls \(Grid.*scan \(Grid.*mm apart"):
+    with pytest.raises(InputError, match=r"balls \(Grid.*scan \(Grid.*mm apart.*fixed image's world"):
         evaluate(SHIFT, fixed_labels=balls(FIXED), moving_labels=balls(MOVING), fixed=image)
+    with pytest.raises(InputError, match="moving image's world"):
+        evaluate(SHIFT, fixed_labels=balls(FIXED), moving_labels=balls(MOVING), moving=image)
+
+
+def test_labels_on_a_grid_of_their_own_are_scored_there_and_said_so() -> None:
+    image = Image.from_array(np.ones(MOVING.shape, np.float32), MOVING)
+    result = evaluate(SHIFT, fixed_labels=balls(FIXED), moving_labels=balls(MOVING, 4.0), fixed=image)
+    assert result.scores["dice"] > 0.85
+    assert any("own grid, Grid(36x16x16" in note for note in result.notes)
 
 
 def test_a_mask_on_another_grid_is_resampled_and_said_so() -> None:
@@ -263,6 +272,7 @@ def test_command_prints_json_that_any_program_reads(folder: Path, capsys: pytest
     assert command.run() == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cases"][0]["tre_mean_mm"] < 1e-5
+    assert "notes" not in printed["cases"][0]
     assert [row["status"] for row in printed["labels"]] == ["scored"] * 3
     assert to_json({"x": [math.nan, math.inf, 1.0]}) == '{\n  "x": [\n    null,\n    null,\n    1.0\n  ]\n}\n'
 

@@ -87,10 +87,10 @@ class Evaluate:
                 self.cases, self.thresholds_mm, self.voxel_distances, lambda line: print(line, file=sys.stderr)
             )
         else:
-            result = self._single().score(self.thresholds_mm, self.voxel_distances)
-            report = Report([{"id": Path(self.transform).name, **result.scores}], result.labels)
-            for note in result.notes:
-                print(f"note: {note}", file=sys.stderr)
+            report = Report([], [])
+            report.add(
+                {"id": Path(self.transform).name}, self._single().score(self.thresholds_mm, self.voxel_distances)
+            )
         if self.output:
             report.save(self.output, self.overwrite)
         if self.json:

@@ -76,7 +76,10 @@ def evaluate(
     if points is None and grid is None:
         raise InputError("nothing to measure with: give points, label maps, or at least the fixed image")
     result = Evaluation()
-    _check_worlds(fixed_labels, fixed, mask)
+    _check_worlds("fixed", fixed_labels, fixed, mask)
+    _check_worlds("moving", moving_labels, moving)
+    if fixed is not None and fixed_labels is not None and not fixed.grid.same_as(fixed_labels.grid):
+        result.notes.append(f"labels and regularity are scored on the fixed labels' own grid, {fixed_labels.grid}")
     if points is not None:
         moving_grid = next((thing.grid for thing in (moving_labels, moving) if thing is not None), None)
         _landmarks(result, transform, points, (grid, moving_grid), thresholds_mm)
@@ -91,15 +94,15 @@ def evaluate(
     return result
 
 
-def _check_worlds(*things: Image | Labels | None) -> None:
-    """Everything of the fixed space must lie in one place."""
+def _check_worlds(side: str, *things: Image | Labels | None) -> None:
+    """Everything of one space must lie in one place."""
     given = [thing for thing in things if thing is not None]
     for other in given[1:]:
         apart = gap_mm(given[0].grid, other.grid)
         if apart > 0:
             raise InputError(
                 f"{given[0].name} ({given[0].grid}) and {other.name} ({other.grid}) lie {apart:.1f} mm apart; "
-                "both must be of the fixed image's world. Was one saved without its geometry?"
+                f"both must be of the {side} image's world. Was one saved without its geometry?"
             )
 
 
@@ -147,14 +150,14 @@ def _landmarks(
     if summary["mean"] > before:
         swapped = float(target_registration_error(transform, moving, fixed).mean())
         if swapped < min(before, summary["mean"] / 2):
-            result.notes.append(_wrong_way("mean TRE", "mm", before, summary["mean"], swapped))
+            result.notes.append(_wrong_way("mean TRE in mm", before, summary["mean"], swapped))
 
 
-def _wrong_way(what: str, unit: str, before: float, after: float, swapped: float) -> str:
+def _wrong_way(what: str, before: float, after: float, swapped: float) -> str:
     return (
-        f"wrong direction? the transform makes the {what} worse ({before:.3g} to {after:.3g} {unit}) but read "
-        f"from moving to fixed it gives {swapped:.3g} {unit}: a transform must map fixed points to moving points; "
-        "give its inverse, or swap fixed and moving"
+        f"wrong direction? the transform makes the {what} worse ({before:.3g} to {after:.3g}) but read from "
+        f"moving to fixed it gives {swapped:.3g}: a transform must map fixed points to moving points; give its "
+        "inverse, or swap fixed and moving"
     )
 
 
@@ -240,7 +243,7 @@ def _labels(
     if mean_dice(rows) < before:
         swapped = mean_dice(rows_of(transform, moving, fixed)[1])
         if swapped > before:
-            result.notes.append(_wrong_way("mean Dice", "", before, mean_dice(rows), swapped))
+            result.notes.append(_wrong_way("mean Dice", before, mean_dice(rows), swapped))
 
 
 def _label_row(row: LabelOverlap, far: SurfaceDistances | None, unit: str) -> dict[str, Cell]:

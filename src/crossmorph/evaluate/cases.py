@@ -156,6 +156,14 @@ class Report:
     cases: list[dict[str, Cell]]
     labels: list[dict[str, Cell]]
 
+    def add(self, line: dict[str, Cell], result: Evaluation) -> None:
+        """Complete the line of a case with what was measured, and take it in."""
+        line |= result.scores
+        if result.notes:
+            line["notes"] = "; ".join(result.notes)
+        self.cases.append(line)
+        self.labels += [{"case": line["id"], **label} for label in result.labels]
+
     @property
     def failed(self) -> int:
         """Number of cases that could not be scored."""
@@ -198,14 +206,10 @@ def score_cases(
     for case, row, files in read_cases(table):
         line: dict[str, Cell] = {name: row[name] for name in ("id", "subject") if row.get(name)}
         try:
-            result = files.score(thresholds_mm, voxel_distances)
-            line |= result.scores
-            if result.notes:
-                line["notes"] = "; ".join(result.notes)
-            report.labels += [{"case": case, **label} for label in result.labels]
+            report.add(line, files.score(thresholds_mm, voxel_distances))
         except InputError as error:
             line["error"] = str(error)
-        report.cases.append(line)
+            report.cases.append(line)
         progress(f"{case}: {line.get('error', 'scored')}")
     return report
 
