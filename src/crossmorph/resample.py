@@ -8,8 +8,9 @@ value is given and the result is not valid. This is what ITK does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,11 +23,14 @@ from crossmorph.space import Grid, inside
 
 Mode = Literal["linear", "nearest", "cubic"]
 
-BLOCK = 2**20
-"""Points handled at once; bounds the memory of temporaries to a few hundred MB."""
+BLOCK = 2**18
+"""Points handled at once; bounds the memory of temporaries to about 100 MB."""
 
 SUPPORTED = 0.999
 """Weight of valid voxels from which an interpolated value counts as valid."""
+
+TIE = 1e-6
+"""Difference of weights below which two labels are tied."""
 
 
 class PointMap(Protocol):
@@ -60,28 +64,42 @@ def sample(data: torch.Tensor, voxels: torch.Tensor, mode: Mode = "linear", fill
     Raises:
         InputError: unknown mode.
     """
-    if mode not in ("linear", "nearest", "cubic"):
-        raise InputError(f"unknown interpolation {mode!r}; choose linear, nearest or cubic")
-    return _sample(_spline_coefficients(data) if mode == "cubic" else data, voxels, mode, fill)
-
-
-def _sample(data: torch.Tensor, voxels: torch.Tensor, mode: Mode, fill: float) -> torch.Tensor:
-    """As ``sample``, but for ``"cubic"`` the data are spline coefficients already."""
-    kernel = {"linear": _linear, "nearest": _nearest, "cubic": _cubic}[mode]
-    points, parts = voxels.reshape(-1, 3), []
-    for start in range(0, max(len(points), 1), BLOCK):
-        block = points[start : start + BLOCK]
-        values = kernel(data, block)
-        parts.append(torch.where(inside(block, data.shape[1:]), values, torch.full_like(values[:1, :1], fill)))
+    points, at = voxels.reshape(-1, 3), _sampler(data, mode)
+    parts = [at(points[start : start + BLOCK], fill) for start in range(0, max(len(points), 1), BLOCK)]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return joined.reshape(data.shape[0], *voxels.shape[:-1])
 
 
-def _linear(data: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
+def _sampler(data: torch.Tensor, mode: Mode) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """One volume made ready: a function of (n, 3) voxel coordinates and the fill value that gives (C, n)."""
+    if mode == "nearest":
+        return partial(_nearest, data)
+    if mode == "linear":
+        return partial(_linear, data if data.is_floating_point() else data.float())
+    if mode == "cubic":
+        return partial(_cubic, _spline_coefficients(data))
+    raise InputError(f"unknown interpolation {mode!r}; choose linear, nearest or cubic")
+
+
+def _linear(data: torch.Tensor, voxels: torch.Tensor, fill: float) -> torch.Tensor:
+    learning = torch.is_grad_enabled() and (data.requires_grad or voxels.requires_grad)
+    plain = data.dtype in (torch.float32, torch.float64) and not learning
+    if plain and data.device.type == voxels.device.type == "cpu":
+        from crossmorph.kernels import sampling
+
+        return sampling.linear(data.detach(), voxels.detach(), fill)
+    return _filled(_linear_torch(data, voxels), data, voxels, fill)
+
+
+def _filled(values: torch.Tensor, data: torch.Tensor, voxels: torch.Tensor, fill: float) -> torch.Tensor:
+    return torch.where(inside(voxels, data.shape[1:]), values, torch.full_like(values[:1, :1], fill))
+
+
+def _linear_torch(data: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
     """(C, I, J, K) at (n, 3) -> (C, n), ends continued."""
-    result = data.dtype if data.is_floating_point() else torch.float32
-    exact = torch.promote_types(result, voxels.dtype)
-    if data.dtype != exact and len(voxels):
+    exact = torch.promote_types(data.dtype, voxels.dtype)
+    result = data.dtype
+    if result != exact and len(voxels):
         data, voxels = _window(data, voxels)
     last = voxels.new_tensor(data.shape[1:], dtype=exact) - 1
     relative = (voxels.to(exact) * 2 - last) / last.clamp(min=1)
@@ -100,19 +118,19 @@ def _window(data: torch.Tensor, voxels: torch.Tensor) -> tuple[torch.Tensor, tor
     return data[:, a : d + 1, b : e + 1, c : f + 1], voxels - low
 
 
-def _nearest(data: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
+def _nearest(data: torch.Tensor, voxels: torch.Tensor, fill: float) -> torch.Tensor:
     index = torch.nan_to_num(torch.floor(voxels + 0.5)).long()
     i, j, k = (index[:, axis].clamp(0, n - 1) for axis, n in enumerate(data.shape[1:]))
-    return data[:, i, j, k]
+    return _filled(data[:, i, j, k], data, voxels, fill)
 
 
-def _cubic(coefficients: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
+def _cubic(coefficients: torch.Tensor, voxels: torch.Tensor, fill: float) -> torch.Tensor:
     from scipy.ndimage import map_coordinates
 
     where = np.nan_to_num(voxels.detach().double().cpu().numpy()).T
     channels = coefficients.cpu().numpy()
     values = np.stack([map_coordinates(c, where, order=3, mode="mirror", prefilter=False) for c in channels])
-    return torch.from_numpy(values).to(coefficients)
+    return _filled(torch.from_numpy(values).to(coefficients), coefficients, voxels, fill)
 
 
 def _spline_coefficients(data: torch.Tensor) -> torch.Tensor:
@@ -164,18 +182,15 @@ def resample(
     if fill is None:
         fill, reason = guess_fill(image)
         notes = (*notes, f"outside the field of view {fill:g} was put: {reason}")
-    source = _spline_coefficients(image.data) if mode == "cubic" else image.data
-    certain = bool(image.valid.all())
-    weights = image.valid[None] if mode == "nearest" else image.valid[None].float()
-    data = source.new_empty(image.channels, math.prod(like.shape))
+    values, validity = _sampler(image.data, mode), None
+    if not image.valid.all():
+        validity = _sampler(image.valid[None], mode if mode == "nearest" else "linear")
+    data = image.data.new_empty(image.channels, math.prod(like.shape))
     valid = torch.empty(data.shape[1], dtype=torch.bool, device=data.device)
     for part, points in world_blocks(like, data.device):
         voxels = image.grid.to_voxel(transform(points) if transform else points)
-        data[:, part] = _sample(source, voxels, mode, fill)
-        if certain:
-            valid[part] = inside(voxels, image.grid.shape)
-        else:
-            valid[part] = _sample(weights, voxels, "nearest" if mode == "nearest" else "linear", 0)[0] > SUPPORTED
+        data[:, part] = values(voxels, fill)
+        valid[part] = validity(voxels, 0)[0] > SUPPORTED if validity else inside(voxels, image.grid.shape)
     return replace(
         image,
         data=data.reshape(image.channels, *like.shape),
@@ -196,14 +211,22 @@ def resample_labels(labels: Labels, like: Grid, transform: PointMap | None = Non
     data = labels.data.new_empty(math.prod(like.shape))
     for part, points in world_blocks(like, data.device):
         voxels = labels.grid.to_voxel(transform(points) if transform else points)
-        winners = _vote(labels.data, voxels)
-        data[part] = torch.where(inside(voxels, labels.grid.shape), winners, torch.zeros_like(winners))
+        data[part] = _vote(labels.data, voxels)
     space = transform.fixed if transform else labels.space
     return replace(labels, data=data.reshape(like.shape), grid=like, space=space)
 
 
 def _vote(labels: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
     """(I, J, K) labels at (n, 3) voxel coordinates -> (n,) the label with the largest linear weight."""
+    if labels.device.type == "cpu":
+        from crossmorph.kernels import sampling
+
+        return sampling.vote(labels, voxels)
+    return torch.where(inside(voxels, labels.shape), _vote_torch(labels, voxels), 0)
+
+
+def _vote_torch(labels: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
+    """As ``_vote``, ends continued instead of 0 outside."""
     last = torch.as_tensor(labels.shape, device=voxels.device) - 1
     clamped = torch.minimum(torch.nan_to_num(voxels).clamp(min=0), last.to(voxels))
     low = clamped.long()
@@ -219,7 +242,7 @@ def _vote(labels: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
     x, y, z = share[mixed].unbind(-1)
     weights = torch.stack([a * b * c for a in (1 - x, x) for b in (1 - y, y) for c in (1 - z, z)])
     votes = torch.stack([((ids == own) * weights).sum(0) for own in ids])
-    tied = votes >= votes.amax(0) - 1e-6
+    tied = votes >= votes.amax(0) - TIE
     winners[mixed] = ids.masked_fill(~tied, torch.iinfo(ids.dtype).max).amin(0)
     return winners
 
@@ -283,7 +306,7 @@ def guess_fill(image: Image) -> tuple[float, str]:
         No negative values: 0.
         Otherwise: the median on the faces of the volume, where background usually is.
     """
-    values = image.data[:, image.valid]
+    values = image.data if image.valid.all() else image.data[:, image.valid]
     if not values.numel():
         return 0.0, "no voxel is valid"
     lowest = float(values.min())
