@@ -113,6 +113,17 @@ def test_inverse_on_another_grid() -> None:
     np.testing.assert_allclose(found, Warp().inverse(world(other)), atol=0.15)
 
 
+def test_size_does_not_matter() -> None:
+    """Micrometres are inverted as well as millimetres: the tolerance follows the voxels."""
+    tiny = Grid(GRID.shape, np.diag([1e-6, 1e-6, 1e-6, 1.0]) @ GRID.affine)
+    field = Warp(a=8, b=6).field(GRID).field
+    large = invert_field(DisplacementField(field, GRID))
+    small = invert_field(DisplacementField(field * 1e-6, tiny))
+    gap = (small.field.field * 1e6 - large.field.field).norm(dim=0)
+    assert float(gap[large.covered].max()) < 0.05
+    assert float(small.residual_mm[small.covered].max()) <= 2.6e-8
+
+
 @pytest.mark.parametrize("order", signed_permutations()[::5])
 def test_axis_order_does_not_matter(order: tuple) -> None:
     small = tilted_grid((9, 10, 11), (5, 5, 5), center=(0, 0, 0))

@@ -138,6 +138,9 @@ def test_same_as_has_a_tolerance_in_mm() -> None:
     assert grid.same_as(Grid(grid.shape, near))
     assert not grid.same_as(Grid(grid.shape, far))
     assert not grid.same_as(grid.padded((0, 0, 0), (0, 0, 1)))
+    micrometres = Grid.from_spacing((4, 4, 4), 4e-6)
+    assert micrometres.same_as(Grid.from_spacing((4, 4, 4), 4e-6, (1e-8, 0, 0)))
+    assert not micrometres.same_as(Grid.from_spacing((4, 4, 4), 4e-6, (2e-6, 0, 0)))
 
 
 def test_gap_and_overlap() -> None:

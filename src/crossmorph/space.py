@@ -155,8 +155,9 @@ class Grid:
         return self.to_world(ends.reshape(8, 3))
 
     def same_as(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
-        """True where both have one shape and no corner differs by more than the tolerance."""
-        return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance_mm)
+        """True where both have one shape and no corner differs by more than the tolerance or 1 % of a voxel."""
+        allowed = min(tolerance_mm, 0.01 * float(self.spacing.min()))
+        return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= allowed)
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))

@@ -52,10 +52,11 @@ def invert_field(
     Args:
         forward: T(x) = x + u(x).
         grid: where to define the inverse, in the moving space; None takes the grid of ``forward``.
-        tolerance_mm: points with a smaller residual are done.
+        tolerance_mm: points with a smaller residual are done; never more than 1 % of the smallest voxel edge.
         max_iterations: points that are not done by then keep their best x.
     """
     grid = forward.grid if grid is None else grid
+    tolerance_mm = min(tolerance_mm, 0.01 * float(forward.grid.spacing.min()))
     device, total = forward.field.device, int(np.prod(grid.shape))
     field = torch.empty(3, total, device=device)
     residual = torch.empty(total, device=device)

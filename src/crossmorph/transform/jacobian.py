@@ -31,7 +31,7 @@ def jacobian_determinant(transform: Transform, grid: Grid, device: torch.device 
     Raises:
         InputError: the grid is one voxel thick.
     """
-    if isinstance(transform, DisplacementField) and transform.grid.same_as(grid, 1e-6):
+    if isinstance(transform, DisplacementField) and transform.grid.same_as(grid):
         return displacement_determinant(transform.field, grid)
     return displacement_determinant(transform.displacements(grid, device), grid)
 
