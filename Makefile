@@ -7,7 +7,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
 
 venv: $(READY) ## make .venv with the package (editable) and the tools, at the versions of constraints.txt
 
@@ -35,11 +35,15 @@ format: $(READY) ## let ruff format the code and mend what it can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+bench-setup: ## make benchmarks/.venv-peers with the programs that benchmarks/peers.py compares with
+	$(PYTHON) -m venv benchmarks/.venv-peers
+	benchmarks/.venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
+
 drawings: $(READY) ## draw the pictures of docs/ anew
 	$(BIN)/python docs/drawings/make.py
 
 clean: ## remove .venv, caches and demo-output
-	rm -rf .venv demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv benchmarks/.venv-peers demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find src tests benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: help venv demo test test-slow lint format drawings clean
+.PHONY: help venv demo test test-slow lint format bench-setup drawings clean

@@ -49,8 +49,13 @@ class CaseFiles:
     labels: str = ""
     convention: str = "itk"
 
-    def score(self, thresholds_mm: Sequence[float] = (), voxel_distances: bool = False) -> Evaluation:
-        """Read everything and measure.
+    def score(
+        self,
+        thresholds_mm: Sequence[float] = (),
+        voxel_distances: bool = False,
+        transform: Transform | None = None,
+    ) -> Evaluation:
+        """Read everything and measure; a transform that is given is scored instead of the file's.
 
         Raises:
             InputError: a file is missing, damaged or does not fit the others; see ``evaluate``.
@@ -62,7 +67,7 @@ class CaseFiles:
             io.read_labels(path) if path else None for path in (self.fixed_labels, self.moving_labels, self.mask)
         )
         result = evaluate(
-            self._transform(fixed or fixed_labels, moving or moving_labels),
+            transform or self._transform(fixed or fixed_labels, moving or moving_labels),
             points=self._points(),
             fixed_labels=fixed_labels,
             moving_labels=moving_labels,
@@ -120,8 +125,10 @@ def parse_ids(text: str) -> Collection[int] | None:
         raise InputError(f"label ids must be whole numbers: {error} in {text}") from error
 
 
-def read_cases(table: str | Path) -> Iterator[tuple[str, dict[str, str], CaseFiles]]:
-    """Id, row and files of every case of a CSV with the columns id, transform and any field of ``CaseFiles``.
+def read_cases(
+    table: str | Path, required: Sequence[str] = ("id", "transform")
+) -> Iterator[tuple[str, dict[str, str], CaseFiles]]:
+    """Id, row and files of every case of a CSV with the required columns and any field of ``CaseFiles``.
 
     Paths are relative to the table's folder. Further columns, such as subject, stay in the row.
 
@@ -129,7 +136,7 @@ def read_cases(table: str | Path) -> Iterator[tuple[str, dict[str, str], CaseFil
         InputError: the table cannot be read, lacks a column, or names an id twice.
     """
     table = Path(table)
-    rows = read_rows(table, ("id", "transform"))
+    rows = read_rows(table, required)
     ids = [row["id"] for row in rows]
     twice = sorted({case for case in ids if ids.count(case) > 1})
     if twice:

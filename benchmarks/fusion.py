@@ -1,0 +1,101 @@
+"""What a second moving modality brings: T1 and FLAIR onto T2, together and alone.
+
+python benchmarks/fusion.py -o fusion.csv
+
+Both moving volumes of a case carry one and the same known deformation (one seed of make_truth.py gives one
+transform whatever the moving contrast is), as two sequences of one session do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from cases import TRUTH_CACHE, Case, data_folder, deformed
+from tables import Row, update_section
+from tyro.conf import arg
+
+MODES = ("signed", "magnitude", "mean")
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Compare the fusion modes with each moving image alone."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """CSV to write."""
+
+    preset: str = "default"
+    """Settings of MCBO that all runs start from."""
+
+    patients: tuple[str, ...] = ("p07", "p26")
+    """Of ms_mni."""
+
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the deformation."""
+
+    truth_cache: Path = TRUTH_CACHE
+    """Where cases with known truth are kept."""
+
+    update_readme: str = ""
+    """Section of benchmarks/README.md to replace by the table."""
+
+    def run(self) -> None:
+        """Register, write the CSV and print the table of means."""
+        from crossmorph.evaluate.tables import markdown, write_rows
+
+        data = data_folder()
+        rows: list[Row] = []
+        for patient, seed in product(self.patients, self.seeds):
+            cases = [deformed(data, self.truth_cache, patient, "T2", moving, seed) for moving in ("T1", "FLAIR")]
+            for row in compare(f"{patient}_s{seed}", *cases, preset=self.preset):
+                rows.append(row)
+                print(row, flush=True)
+        write_rows(rows, self.output)
+        text = markdown(means(rows))
+        print(text)
+        if self.update_readme:
+            command = f"`python benchmarks/fusion.py --preset {self.preset}`, {time.strftime('%Y-%m-%d')}"
+            update_section(Path(__file__).with_name("README.md"), self.update_readme, f"{command}\n\n{text}")
+
+
+def compare(name: str, t1: Case, flair: Case, preset: str) -> Iterator[Row]:
+    """One row a way to use the two moving images of one case."""
+    from crossmorph import io, register
+    from crossmorph.evaluate import evaluate
+    from crossmorph.settings import load_settings
+
+    settings = load_settings("mcbo", preset)
+    fixed, first, second = io.read(t1.fixed), io.read(t1.moving), io.read(flair.moving)
+    points = io.read_point_pairs(t1.fixed.with_name("points.csv"))
+    mask = io.read_labels(t1.fixed.with_name("fixed_mask.nii.gz"))
+    ways = {"T1 alone": ([first], settings), "FLAIR alone": ([second], settings)}
+    ways |= {f"both, {mode}": ([first, second], replace(settings, fusion=mode)) for mode in MODES}
+    for way, (moving, chosen) in ways.items():
+        begin = time.perf_counter()
+        result = register(fixed, moving, settings=chosen, initial="header")
+        seconds = time.perf_counter() - begin
+        scores = evaluate(result.transform, points=points, fixed=fixed, mask=mask).scores
+        columns = ("tre_before_mm", "tre_mean_mm", "tre_p95_mm", "folding_percent", "sdlogj")
+        yield {"case": name, "moving": way, **{column: scores[column] for column in columns}, "seconds": seconds}
+
+
+def means(rows: list[Row]) -> list[Row]:
+    """One row a way, the mean over the cases of every number."""
+    table = []
+    for way in dict.fromkeys(row["moving"] for row in rows):
+        mine = [row for row in rows if row["moving"] == way]
+        numbers = {
+            name: sum(row[name] for row in mine) / len(mine) for name in mine[0] if name not in ("case", "moving")
+        }
+        table.append({"moving": way, "cases": len(mine), **numbers})
+    return table
+
+
+if __name__ == "__main__":
+    tyro.cli(Fusion, description=__doc__).run()

@@ -1,0 +1,51 @@
+"""The command line: every command is a dataclass in ``commands`` with a ``run`` method."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import subcommand
+
+from crossmorph.commands.apply import Apply
+from crossmorph.commands.compare import Compare
+from crossmorph.commands.demo import Demo
+from crossmorph.commands.evaluate import Evaluate
+from crossmorph.commands.info import Info
+from crossmorph.commands.learn2reg import Learn2Reg
+from crossmorph.commands.register import Register
+from crossmorph.errors import InputError
+
+Command = (
+    Annotated[Register, subcommand("register")]
+    | Annotated[Apply, subcommand("apply")]
+    | Annotated[Info, subcommand("info")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Learn2Reg, subcommand("learn2reg")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+DESCRIPTION = """Align 3-D medical images of different modalities, and of the same one.
+
+Transforms map points of the fixed space to points of the moving space; world coordinates are RAS+ millimetres.
+Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but the verdict is failed."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; bad input becomes one line on stderr and exit code 2."""
+    command: Any = tyro.cli(Command, prog="crossmorph", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type]  # a union of commands
+    try:
+        code: int = command.run()
+    except InputError as error:
+        print(f"crossmorph: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("crossmorph: stopped", file=sys.stderr)
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

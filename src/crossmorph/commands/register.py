@@ -1,0 +1,133 @@
+"""``crossmorph register``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from crossmorph.errors import InputError
+
+if TYPE_CHECKING:
+    from crossmorph.record import Progress
+    from crossmorph.result import Result
+    from crossmorph.transform import Transform
+
+
+@dataclass(frozen=True)
+class Register:
+    """Align one or more moving images to a fixed image.
+
+    Writes warped.nii.gz, forward.h5 and inverse.h5 (ITK transforms), validity.nii.gz and record.json into the
+    output folder, all of them or none. Exit code 0: done; 2: bad input; 3: done, but the verdict is failed.
+    """
+
+    fixed: Positional[Path]
+    """The image whose space the result is in."""
+
+    moving: Positional[tuple[Path, ...]]
+    """The image to align, or several modalities of one body that share a space."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder for the result."""
+
+    system: str = "mcbo"
+    """Registration system."""
+
+    preset: str = "default"
+    """Name of a preset of the system."""
+
+    settings: Path | None = None
+    """TOML file with settings, in place of a preset."""
+
+    initial: str = "header"
+    """Where to start: header, center-of-mass, or a linear transform file (fixed to moving points)."""
+
+    fixed_mask: Path | None = None
+    """Only voxels above zero in this volume count (any grid in the world of the fixed image)."""
+
+    moving_mask: Path | None = None
+    """The same for the moving images."""
+
+    frame: str = "0"
+    """Frame of a 4-D moving image to register, or mean. All frames are warped."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    seed: int = 0
+    """Seed of every random choice."""
+
+    overwrite: bool = False
+    """Replace an earlier result in the output folder."""
+
+    json: bool = False
+    """Print the record as JSON."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def run(self) -> int:
+        """Read, register, write and return the exit code."""
+        from crossmorph import files, io
+        from crossmorph.register import register
+        from crossmorph.settings import load_settings
+
+        files.check_output(self.output, self.overwrite)
+        settings = load_settings(self.system, self.settings or self.preset)
+        if not self.moving:
+            raise InputError("give at least one moving image after the fixed one")
+        masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
+        with progress_bar(self.quiet or self.json) as progress:
+            result = register(
+                io.read(self.fixed),
+                [io.read(path) for path in self.moving],
+                settings=settings,
+                initial=_initial(self.initial),
+                fixed_mask=masks[0],
+                moving_mask=masks[1],
+                frame=int(self.frame) if self.frame.isdigit() else self.frame,
+                device=self.device,
+                seed=self.seed,
+                progress=progress,
+            )
+            result.save(self.output, self.overwrite)
+        self._report(result)
+        return 3 if result.verdict.status == "failed" else 0
+
+    def _report(self, result: Result) -> None:
+        from rich.console import Console
+
+        if self.json:
+            print(json.dumps(result.record))
+        elif not self.quiet:
+            console = Console(highlight=False, soft_wrap=True)
+            seconds = sum(entry["seconds"] for entry in result.journal.stages)
+            console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s", markup=False)
+
+
+def _initial(given: str) -> str | Transform:
+    from crossmorph import io
+
+    return given if given in ("header", "center-of-mass") else io.read_transform(given)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress | None]:
+    """A bar with the running stage on a terminal; nothing elsewhere or when quiet."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("reading", total=1.0)
+        yield lambda stage, share: bars.update(task, description=stage, completed=share)

@@ -1,0 +1,73 @@
+"""MIND-SSC: the modality independent neighbourhood descriptor with self-similarity context.
+
+Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using self-similarities",
+MICCAI 2013. Each voxel is described by 12 patch distances between pairs of its six neighbours; the descriptor does
+not change when the intensities are scaled or shifted, and hardly when their order is reversed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from crossmorph.errors import InputError
+
+# The 12 pairs of neighbours at mutual distance sqrt(2), along the array axes, in the order of the released code.
+NEAR = ((1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 1, 0), (0, -1, 0), (0, 1, 0),
+        (0, 0, -1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 1))  # fmt: skip
+FAR = ((0, -1, 0), (-1, 0, 0), (-1, 0, 0), (1, 0, 0), (0, 0, -1), (0, 0, 1),
+       (-1, 0, 0), (0, 0, 1), (0, 0, -1), (0, -1, 0), (0, 0, -1), (-1, 0, 0))  # fmt: skip
+
+
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+    """MIND-SSC descriptors of one volume.
+
+    For channel k with neighbours a_k, b_k at ``dilation`` voxels:
+
+        s_k(p) = mean over the (2 radius + 1)^3 window of (I(p + a_k) - I(p + b_k))^2     borders repeat
+        m_k = s_k - min_k s_k,   V = mean_k m_k clamped to [1e-3, 1e3] times its mean over the volume
+        descriptor_k = exp(-m_k / V)
+
+    Args:
+        image: (I, J, K) float32. Fill what is not valid first (``preprocess.fill_invalid``): descriptors reach
+            ``dilation + radius`` voxels.
+        radius: patch radius in voxels.
+        dilation: distance of the six neighbours from the centre in voxels.
+
+    Returns:
+        (12, I, J, K) float32 in (0, 1], channels last in memory on the CPU. A constant volume gives all ones.
+
+    Raises:
+        InputError: radius below 0 or dilation below 1.
+    """
+    if radius < 0 or dilation < 1:
+        raise InputError(f"MIND-SSC needs radius >= 0 and dilation >= 1, not {radius} and {dilation}")
+    if image.is_cuda:
+        return mind_ssc_reference(image, radius, dilation)
+    from crossmorph.kernels import mind
+
+    near, far = (np.array(offsets, np.int64) * dilation for offsets in (NEAR, FAR))
+    return torch.from_numpy(mind.mind_ssc(image.float().numpy(), near, far, radius)).permute(3, 0, 1, 2)
+
+
+def mind_ssc_reference(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+    """``mind_ssc`` in plain torch, for any device; the compiled version is tested against it."""
+    shape = image.shape
+    padded = F.pad(image.float()[None, None], (dilation,) * 6, mode="replicate")[0, 0]
+
+    def shifted(offset: tuple[int, int, int]) -> torch.Tensor:
+        i, j, k = (dilation * (1 + o) for o in offset)
+        return padded[i : i + shape[0], j : j + shape[1], k : k + shape[2]]
+
+    def patch_mean(values: torch.Tensor) -> torch.Tensor:
+        values = F.pad(values[None, None], (radius,) * 6, mode="replicate")
+        return F.avg_pool3d(values, 2 * radius + 1, stride=1)[0, 0]
+
+    pairs = zip(NEAR, FAR, strict=True)
+    distances = torch.stack([patch_mean((shifted(a) - shifted(b)) ** 2) for a, b in pairs])
+    distances -= distances.amin(0)
+    spread = distances.mean(0)
+    mean = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    spread = spread.clamp((1e-3 * mean).clamp_min(torch.finfo(torch.float32).tiny), 1e3 * mean)
+    return torch.exp(-distances / spread)

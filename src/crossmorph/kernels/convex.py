@@ -1,0 +1,153 @@
+"""Cost volumes and coupled convex optimisation on the CPU, for a slab of planes at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from crossmorph.kernels.parallel import JIT, over_planes
+
+
+@njit(**JIT)
+def _raw_cost(first, last, start, fixed, moving, fixed_valid, moving_valid, half, unknown, out):
+    """Sum of squared differences of every displacement; ``unknown`` where either side is not valid.
+
+    fixed, moving: (I, J, C, K), the line of voxels last. out: (T, J, K, D), plane 0 being plane ``start``.
+    """
+    ni, nj, channels, nk = fixed.shape
+    width = 2 * half + 1
+    line = np.empty((width, width, width, nk), np.float32)
+    seen = np.empty(nk + 2 * half, np.bool_)
+    row = np.empty((channels, nk + 2 * half), np.float32)
+    for t in range(first, last):
+        i = start + t
+        for j in range(nj):
+            for di in range(width):
+                for dj in range(width):
+                    mi, mj = i + di - half, j + dj - half
+                    inside = 0 <= mi < ni and 0 <= mj < nj
+                    seen[:] = False
+                    row[:] = 0.0
+                    if inside:
+                        seen[half : half + nk] = moving_valid[mi, mj]
+                        row[:, half : half + nk] = moving[mi, mj]
+                    for dk in range(width):
+                        total = line[di, dj, dk]
+                        total[:] = 0.0
+                        for c in range(channels):
+                            x = fixed[i, j, c]
+                            y = row[c, dk : dk + nk]
+                            for k in range(nk):
+                                total[k] += (x[k] - y[k]) * (x[k] - y[k])
+                        if unknown >= 0:
+                            there = seen[dk : dk + nk]
+                            here = fixed_valid[i, j]
+                            for k in range(nk):
+                                if not (there[k] and here[k]):
+                                    total[k] = unknown
+            flat = line.reshape(width**3, nk)
+            for k in range(nk):
+                cell = out[t, j, k]
+                for d in range(cell.size):
+                    cell[d] = flat[d, k]
+
+
+@njit(**JIT)
+def _box_twice(rows, scratch, counted):
+    """Two 3-means in place along the first axis of (N, D); ``counted``: outside counts as zero, else left out."""
+    n = rows.shape[0]
+    third, half = np.float32(1 / 3), np.float32(1 / 2)
+    for _ in range(2):
+        scratch[0][:] = rows[0]
+        for x in range(n):
+            before = scratch[x % 2]
+            here = scratch[(x + 1) % 2]  # keeps the old value of row x for row x + 1
+            row = rows[x]
+            here[:] = row
+            if x > 0:
+                for d in range(row.size):
+                    row[d] += before[d]
+            if x < n - 1:
+                after = rows[x + 1]
+                for d in range(row.size):
+                    row[d] += after[d]
+            edges = (x == 0) + (x == n - 1)
+            scale = third if counted or edges == 0 else (half if edges == 1 else np.float32(1))
+            for d in range(row.size):
+                row[d] *= scale
+
+
+@njit(**JIT)
+def _smooth_in_plane(first, last, cost, counted):
+    scratch = np.empty((2, cost.shape[3]), np.float32)
+    for t in range(first, last):
+        for j in range(cost.shape[1]):
+            _box_twice(cost[t, j], scratch, counted)
+        for k in range(cost.shape[2]):
+            _box_twice(cost[t, :, k], scratch, counted)
+
+
+@njit(**JIT)
+def _smooth_across(first, last, cost, counted):
+    scratch = np.empty((2, cost.shape[3]), np.float32)
+    for j in range(first, last):
+        for k in range(cost.shape[2]):
+            _box_twice(cost[:, j, k], scratch, counted)
+
+
+def cost_slab(fixed, moving, fixed_valid, moving_valid, half, unknown, counted, start, stop):
+    """Smoothed cost of planes start..stop: (stop - start, J, K, D) float32. See ``crossmorph.match.cost``.
+
+    ``unknown`` < 0 stands for the published rule: moving features outside the volume are zero.
+    """
+    planes = fixed.shape[0]
+    low, high = max(start - 2, 0), min(stop + 2, planes)
+    size = (high - low, fixed.shape[1], fixed.shape[3], (2 * half + 1) ** 3)
+    cost = np.empty(size, np.float32)
+    inputs = (fixed, moving, fixed_valid, moving_valid)
+    over_planes(_raw_cost, high - low, low, *inputs, half, np.float32(unknown), cost)
+    over_planes(_smooth_in_plane, high - low, cost, counted)
+    over_planes(_smooth_across, fixed.shape[1], cost, counted)
+    return cost[start - low : stop - low]
+
+
+@njit(**JIT)
+def _cheapest(first, last, cost, centre, theta, offsets, out):
+    """argmin_d cost + theta |d - centre|^2 -> the displacement itself; ``centre`` None-like when theta is 0."""
+    width = offsets.size
+    along = np.empty(width, np.float32)
+    for t in range(first, last):
+        for j in range(cost.shape[1]):
+            for k in range(cost.shape[2]):
+                u = centre[t, j, k]
+                cell = cost[t, j, k]
+                best = np.float32(np.inf)
+                where = 0
+                for d in range(width):
+                    along[d] = theta * (offsets[d] - u[2]) * (offsets[d] - u[2])
+                for di in range(width):
+                    x = theta * (offsets[di] - u[0]) * (offsets[di] - u[0])
+                    for dj in range(width):
+                        y = x + theta * (offsets[dj] - u[1]) * (offsets[dj] - u[1])
+                        base = (di * width + dj) * width
+                        line = cell[base : base + width]
+                        low = np.float32(np.inf)
+                        for d in range(width):
+                            low = min(low, line[d] + along[d])
+                        if low + y < best:
+                            best = low + y
+                            for d in range(width):
+                                if line[d] + along[d] == low:
+                                    where = base + d
+                                    break
+                out[t, j, k, 0] = offsets[where // (width * width)]
+                out[t, j, k, 1] = offsets[(where // width) % width]
+                out[t, j, k, 2] = offsets[where % width]
+
+
+def cheapest(cost, centre, theta, half):
+    """(T, J, K, D) costs and (T, J, K, 3) centres -> (T, J, K, 3) displacements in cells; first minimum wins."""
+    out = np.empty(centre.shape, np.float32)
+    offsets = np.arange(-half, half + 1).astype(np.float32)
+    over_planes(_cheapest, cost.shape[0], cost, np.ascontiguousarray(centre), np.float32(theta), offsets, out)
+    return out

@@ -1,0 +1,251 @@
+"""Data terms with analytic gradients on the CPU: descriptor SSD and squared local correlation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from crossmorph.kernels.parallel import JIT, over_planes
+
+
+@njit(**JIT)
+def _cell(place, size):
+    """Lower corner and fraction of a coordinate clamped to the volume."""
+    place = min(max(place, np.float32(0)), np.float32(size - 1))
+    base = min(int(place), max(size - 2, 0))
+    return base, np.float32(place - np.float32(base))
+
+
+@njit(**JIT)
+def _seen(valid, x0, y0, z0, x1, y1, z1):
+    """All eight corners are valid."""
+    low = valid[x0, y0, z0] and valid[x0, y0, z1] and valid[x0, y1, z0] and valid[x0, y1, z1]
+    return low and valid[x1, y0, z0] and valid[x1, y0, z1] and valid[x1, y1, z0] and valid[x1, y1, z1]
+
+
+@njit(**JIT)
+def _ssd(first, last, fixed, moving, fixed_weight, moving_valid, field, scale, zeros, factor, gradient):
+    """sum_p w(p) |moving(p + u) - fixed(p)|^2; the gradient with respect to u is added, times ``factor``."""
+    ni, nj, nk, channels = moving.shape
+    one = np.float32(1)
+    total = 0.0
+    for i in range(first, last):
+        for j in range(field.shape[2]):
+            part = np.float32(0)
+            for k in range(field.shape[3]):
+                weight = fixed_weight[i, j, k]
+                if weight == 0:
+                    continue
+                x = i + field[0, i, j, k] * scale[0]
+                y = j + field[1, i, j, k] * scale[1]
+                z = k + field[2, i, j, k] * scale[2]
+                out = x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
+                x0, fx = _cell(x, ni)
+                y0, fy = _cell(y, nj)
+                z0, fz = _cell(z, nk)
+                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
+                if not _seen(moving_valid, x0, y0, z0, x1, y1, z1):
+                    continue
+                if out:
+                    if not zeros:
+                        continue
+                    part += weight * _outside(moving, fixed[i, j, k], x, y, z, factor * weight, scale,
+                                              gradient[:, i, j, k])  # fmt: skip
+                    continue
+                f = fixed[i, j, k]
+                a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
+                e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
+                sx, sy, sz, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                for n in range(channels):
+                    ab, cd = a[n] + (b[n] - a[n]) * fz, c[n] + (d[n] - c[n]) * fz
+                    eg, hq = e[n] + (g[n] - e[n]) * fz, h[n] + (q[n] - h[n]) * fz
+                    low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
+                    r = low + (high - low) * fx - f[n]
+                    s += r * r
+                    sx += r * (high - low)
+                    sy += r * ((cd - ab) * (one - fx) + (hq - eg) * fx)
+                    near = (b[n] - a[n]) * (one - fy) + (d[n] - c[n]) * fy
+                    far = (g[n] - e[n]) * (one - fy) + (q[n] - h[n]) * fy
+                    sz += r * (near * (one - fx) + far * fx)
+                part += weight * s
+                twice = np.float32(2) * factor * weight
+                gradient[0, i, j, k] += twice * sx * scale[0]
+                gradient[1, i, j, k] += twice * sy * scale[1]
+                gradient[2, i, j, k] += twice * sz * scale[2]
+            total += part
+    return total
+
+
+@njit(**JIT)
+def _outside(moving, f, x, y, z, factor, scale, gradient):
+    """The term at a place outside the volume when outside is zero (published rule): corners drop out one by one."""
+    ni, nj, nk, channels = moving.shape
+    x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+    fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+    total = np.float32(0)
+    for n in range(channels):
+        value, dx, dy, dz = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for corner in range(8):
+            a, b, c = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1
+            if 0 <= x0 + a < ni and 0 <= y0 + b < nj and 0 <= z0 + c < nk:
+                v = moving[x0 + a, y0 + b, z0 + c, n]
+                wx = fx if a else np.float32(1) - fx
+                wy = fy if b else np.float32(1) - fy
+                wz = fz if c else np.float32(1) - fz
+                value += v * wx * wy * wz
+                dx += v * wy * wz * (1 if a else -1)
+                dy += v * wx * wz * (1 if b else -1)
+                dz += v * wx * wy * (1 if c else -1)
+        r = value - f[n]
+        total += r * r
+        gradient[0] += 2 * factor * r * dx * scale[0]
+        gradient[1] += 2 * factor * r * dy * scale[1]
+        gradient[2] += 2 * factor * r * dz * scale[2]
+    return total
+
+
+def ssd(fixed, moving, fixed_weight, moving_valid, field, scale, zeros, factor, gradient) -> float:
+    """See ``optimise.terms.DescriptorSSD``; arrays (I, J, K, C), field and gradient (3, I, J, K)."""
+    arrays = (fixed, moving, fixed_weight, moving_valid, field)
+    parts = over_planes(_ssd, field.shape[1], *arrays, scale, zeros, np.float32(factor), gradient)
+    return float(factor * sum(parts))
+
+
+@njit(**JIT)
+def _sample(first, last, moving, moving_valid, field, out, slope):
+    """out = moving(p + u) and slope (3, I, J, K), its derivative; the slope is zero where moving is not valid."""
+    ni, nj, nk = moving.shape
+    one = np.float32(1)
+    for i in range(first, last):
+        for j in range(field.shape[2]):
+            for k in range(field.shape[3]):
+                x, y, z = i + field[0, i, j, k], j + field[1, i, j, k], k + field[2, i, j, k]
+                outside = x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
+                x0, fx = _cell(x, ni)
+                y0, fy = _cell(y, nj)
+                z0, fz = _cell(z, nk)
+                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
+                a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
+                e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
+                ab, cd, eg, hq = a + (b - a) * fz, c + (d - c) * fz, e + (g - e) * fz, h + (q - h) * fz
+                low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
+                seen = not outside and _seen(moving_valid, x0, y0, z0, x1, y1, z1)
+                out[i, j, k] = low + (high - low) * fx
+                keep = one if seen else np.float32(0)
+                slope[0, i, j, k] = keep * (high - low)
+                slope[1, i, j, k] = keep * ((cd - ab) * (one - fx) + (hq - eg) * fx)
+                near, far = (b - a) * (one - fy) + (d - c) * fy, (g - e) * (one - fy) + (q - h) * fy
+                slope[2, i, j, k] = keep * (near * (one - fx) + far * fx)
+
+
+@njit(**JIT)
+def _add(total, values):
+    for k in range(total.size):
+        total[k] += values[k]
+
+
+@njit(**JIT)
+def _box_plane(plane, line, radius, out):
+    """Sums over (2r+1)^2 windows of (J, K), cut off at the borders."""
+    nj, nk = plane.shape
+    for j in range(nj):
+        line[:] = 0.0
+        for row in range(max(j - radius, 0), min(j + radius, nj - 1) + 1):
+            _add(line, plane[row])
+        out[j] = line
+        for step in range(1, min(radius, nk - 1) + 1):
+            _add(out[j, step:], line[: nk - step])
+            _add(out[j, : nk - step], line[step:])
+
+
+@njit(**JIT)
+def _sum_of_planes(ring, low, high, field, out):
+    for j in range(out.shape[0]):
+        total = out[j]
+        total[:] = 0.0
+        for plane in range(low, high + 1):
+            _add(total, ring[plane % ring.shape[0], field, j])
+
+
+@njit(**JIT)
+def _product(a, b, out):
+    for j in range(out.shape[0]):
+        x, y, z = a[j], b[j], out[j]
+        for k in range(z.size):
+            z[k] = x[k] * y[k]
+
+
+@njit(**JIT)
+def _correlation(first, last, fixed, moved, weight, radius, noise, coefficients):
+    """Squared local correlation at every voxel and the three fields its gradient is made of."""
+    ni, nj, nk = fixed.shape
+    ring = np.empty((2 * radius + 1, 5, nj, nk), np.float32)
+    product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
+    sums = np.empty((5, nj, nk), np.float32)
+    total = 0.0
+    ready = max(first - radius, 0) - 1
+    for i in range(first, last):
+        low, high = max(i - radius, 0), min(i + radius, ni - 1)
+        for plane in range(ready + 1, high + 1):
+            slot, f, m = ring[plane % (2 * radius + 1)], fixed[plane], moved[plane]
+            _box_plane(f, line, radius, slot[0])
+            _box_plane(m, line, radius, slot[1])
+            for n, (a, b) in enumerate(((f, f), (m, m), (f, m))):
+                _product(a, b, product)
+                _box_plane(product, line, radius, slot[2 + n])
+            ready = plane
+        for n in range(5):
+            _sum_of_planes(ring, low, high, n, sums[n])
+        for j in range(nj):
+            count = np.float32((high - low + 1) * (min(j + radius, nj - 1) - max(j - radius, 0) + 1))
+            c0, c1, c2, w = coefficients[0, i, j], coefficients[1, i, j], coefficients[2, i, j], weight[i, j]
+            s0, s1, s2, s3, s4 = sums[0, j], sums[1, j], sums[2, j], sums[3, j], sums[4, j]
+            part = np.float32(0)
+            for k in range(nk):
+                inverse = np.float32(1) / (count * np.float32(min(k + radius, nk - 1) - max(k - radius, 0) + 1))
+                f, m = s0[k] * inverse, s1[k] * inverse
+                ff = max(s2[k] * inverse - f * f, np.float32(0)) + noise
+                mm = max(s3[k] * inverse - m * m, np.float32(0)) + noise
+                fm = s4[k] * inverse - f * m
+                ratio = fm / (ff * mm)
+                part += w[k] * fm * ratio
+                a = np.float32(2) * w[k] * ratio * inverse
+                b = a * fm / mm
+                c0[k], c1[k], c2[k] = a, b, a * f - b * m
+            total += part
+    return total
+
+
+@njit(**JIT)
+def _correlation_gradient(first, last, fixed, moved, coefficients, radius, factor, slope, gradient):
+    ni, nj, nk = fixed.shape
+    ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
+    line, sums = np.empty(nk, np.float32), np.empty((3, nj, nk), np.float32)
+    ready = max(first - radius, 0) - 1
+    for i in range(first, last):
+        low, high = max(i - radius, 0), min(i + radius, ni - 1)
+        for plane in range(ready + 1, high + 1):
+            for n in range(3):
+                _box_plane(coefficients[n, plane], line, radius, ring[plane % (2 * radius + 1), n])
+            ready = plane
+        for n in range(3):
+            _sum_of_planes(ring, low, high, n, sums[n])
+        for j in range(nj):
+            f, m, a, b, c = fixed[i, j], moved[i, j], sums[0, j], sums[1, j], sums[2, j]
+            for n in range(3):
+                s, g = slope[n, i, j], gradient[n, i, j]
+                for k in range(nk):
+                    g[k] += factor * (f[k] * a[k] - m[k] * b[k] - c[k]) * s[k]
+
+
+def lncc(fixed, moving, weight, moving_valid, field, radius, noise, factor, gradient) -> float:
+    """See ``optimise.terms.LocalCorrelation``: factor * sum of w * LNCC^2, its gradient in u is added."""
+    moved = np.empty_like(fixed)
+    slope = np.empty_like(field)
+    coefficients = np.empty_like(field)
+    planes = fixed.shape[0]
+    factor = np.float32(factor)
+    over_planes(_sample, planes, moving, moving_valid, field, moved, slope)
+    parts = over_planes(_correlation, planes, fixed, moved, weight, radius, np.float32(noise), coefficients)
+    over_planes(_correlation_gradient, planes, fixed, moved, coefficients, radius, factor, slope, gradient)
+    return float(factor * sum(parts))

@@ -1,0 +1,120 @@
+"""Coupled convex optimisation of a discrete displacement (Heinrich et al., WBIR 2014; weight balance: MCBO).
+
+The data term picks the cheapest displacement of a cell near the current field; the regulariser smooths what was
+picked; a growing coupling weight draws the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from crossmorph.match import cost as costs
+
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Weights theta of |d - u|^2, in squared cells, of the six iterations."""
+
+_HALO = len(COUPLING) + 1  # planes that one plane's result depends on: one smoothing an iteration and one before
+
+
+def coupled_convex(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    half_width: int,
+    valid: tuple[torch.Tensor, torch.Tensor] | None = None,
+    balanced: bool = True,
+    reproduce: bool = False,
+    memory_bytes: float = 2**30,
+) -> torch.Tensor:
+    """Best smooth displacement from fixed to moving descriptors of one level.
+
+        u <- mean_3^3(argmin_d cost);   for theta in COUPLING:
+            d*(p) = argmin_d cost(p, d) + theta |d - u(p)|^2;   u <- mean_3^3(d*);   keep u
+
+    Args:
+        fixed, moving: (C, I, J, K) descriptors.
+        half_width: reach of the search in cells.
+        valid: (I, J, K) bool of fixed and moving; see ``cost_volume_reference``. Ignored when reproducing.
+        balanced: return the mean of the six kept fields (MCBO's weight balance) instead of the last (ConvexAdam).
+        reproduce: windows count the outside as zero, as released, which shrinks the field at the faces; and the
+            moving descriptor is zero outside.
+        memory_bytes: the cost volume is worked on in slabs of at most about this size; the result is the same.
+
+    Returns:
+        (3, I, J, K) float32, displacement in cells along the array axes.
+    """
+    if reproduce:
+        valid = None
+    planes, rows, columns = fixed.shape[1:]
+    plane_bytes = 4 * rows * columns * (2 * half_width + 1) ** 3
+    thickness = max(int(memory_bytes / plane_bytes) - 2 * (_HALO + 2), 1)
+    slabs = _slabs(fixed, moving, half_width, valid, reproduce, thickness)
+    result = torch.empty((3, planes, rows, columns), dtype=torch.float32, device=fixed.device)
+    for start, stop, low, slab in slabs:
+        iterates = _couple(slab, half_width, fixed.is_cuda, reproduce)
+        field = torch.stack(iterates).mean(0) if balanced else iterates[-1]
+        result[:, start:stop] = field[:, start - low : stop - low]
+    return result
+
+
+def _slabs(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    half_width: int,
+    valid: tuple[torch.Tensor, torch.Tensor] | None,
+    counted: bool,
+    thickness: int,
+) -> Iterator[tuple[int, int, int, torch.Tensor]]:
+    """Yields (start, stop, low, cost of planes low..) with the halo that planes start..stop depend on."""
+    planes = fixed.shape[1]
+    if fixed.is_cuda:
+        whole = costs.cost_volume_reference(fixed, moving, half_width, valid, counted)
+        yield 0, planes, 0, whole
+        return
+    from crossmorph.kernels import convex
+
+    everywhere = torch.ones(fixed.shape[1:], dtype=torch.bool)
+    unknown = costs.expected_cost(fixed, moving, *valid) if valid is not None else -1.0
+    seen = valid if valid is not None else (everywhere, everywhere)
+    lines = [x.permute(1, 2, 0, 3).contiguous().numpy() for x in (fixed, moving)]
+    masks = [x.contiguous().numpy() for x in seen]
+    for start in range(0, planes, thickness):
+        stop = min(start + thickness, planes)
+        low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
+        slab = convex.cost_slab(*lines, *masks, half_width, unknown, counted, low, high)
+        yield start, stop, low, torch.from_numpy(slab)
+
+
+def _couple(cost: torch.Tensor, half_width: int, plain: bool, counted: bool) -> list[torch.Tensor]:
+    """The six kept fields of one slab, each (3, T, J, K)."""
+    field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
+    pick = _cheapest_reference if plain else _cheapest
+    field = _mean3(pick(cost, field, 0.0, half_width), counted)
+    kept = []
+    for theta in COUPLING:
+        field = _mean3(pick(cost, field, theta, half_width), counted)
+        kept.append(field)
+    return kept
+
+
+def _mean3(field: torch.Tensor, counted: bool) -> torch.Tensor:
+    return F.avg_pool3d(field[None], 3, stride=1, padding=1, count_include_pad=counted)[0]
+
+
+def _cheapest(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
+    from crossmorph.kernels import convex
+
+    picked = convex.cheapest(cost.numpy(), field.permute(1, 2, 3, 0).numpy(), theta, half_width)
+    return torch.from_numpy(picked).permute(3, 0, 1, 2)
+
+
+def _cheapest_reference(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
+    """argmin_d cost + theta |d - u|^2, as displacements in cells."""
+    steps = costs.offsets(half_width, cost.device)
+    total = cost
+    if theta:
+        squares = [theta * (steps[:, a] - field[a][..., None]) ** 2 for a in range(3)]
+        total = cost + squares[0] + squares[1] + squares[2]
+    return steps[total.argmin(-1)].permute(3, 0, 1, 2)

@@ -1,0 +1,241 @@
+"""Terms of a registration objective.
+
+A data term is a callable: displacement (3, I, J, K) in voxels of its grid -> (value, gradient of the same shape).
+Regularity terms are plain differentiable functions of a field. On the CPU compiled kernels with analytic gradients
+do the work; the torch formulas here are the reference and run on any other device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from crossmorph.resample import sample
+
+DataTerm = Callable[[torch.Tensor], tuple[float, torch.Tensor]]
+
+
+def diffusion(field: torch.Tensor) -> torch.Tensor:
+    """Sum over the three axes of the mean squared forward difference (means over voxels and components)."""
+    parts = [(field.diff(dim=1 + a) ** 2).mean() for a in range(3) if field.shape[1 + a] > 1]
+    return torch.stack(parts).sum() if parts else field.sum() * 0
+
+
+def folding(field: torch.Tensor, floor: float = 0.3) -> torch.Tensor:
+    """How far the local volume falls below ``floor``: mean of max(0, floor - J)^2.
+
+    J runs over the eight one-sided Jacobian determinants of x + u(x) at every voxel, those of the corners of the
+    cells between voxels. A field with all of them positive has no fold by central differences either, nearly
+    always: the central matrix is the mean of the one-sided ones.
+    """
+    steps = [field.diff(dim=1 + a) for a in range(3)]
+    shape = [n - 1 for n in field.shape[1:]]
+    if min(shape) < 1:
+        return field.sum() * 0
+    parts = []
+    for i, j, k in np.ndindex(2, 2, 2):
+        ii, jj, kk = (slice(s, s + n) for s, n in zip((i, j, k), shape, strict=True))
+        columns = [steps[0][:, :, jj, kk], steps[1][:, ii, :, kk], steps[2][:, ii, jj, :]]
+        matrix = torch.stack(columns, -1).permute(1, 2, 3, 0, 4) + torch.eye(3, device=field.device)
+        parts.append((F.relu(floor - torch.linalg.det(matrix)) ** 2).mean())
+    return torch.stack(parts).mean()
+
+
+def regularity(
+    field: torch.Tensor,
+    smoothness: float,
+    fold_weight: float,
+    floor: float = 0.3,
+    anchor: torch.Tensor | None = None,
+) -> tuple[float, torch.Tensor]:
+    """smoothness * diffusion(field - anchor) + fold_weight * folding(field), and its gradient (3, I, J, K)."""
+    change = field if anchor is None else field - anchor
+    if field.is_cuda:
+        first, pull = with_gradient(lambda u: smoothness * diffusion(u), change)
+        second, push = with_gradient(lambda u: fold_weight * folding(u, floor), field)
+        return first + second, pull + push
+    from crossmorph.kernels import field as kernels
+
+    array = field.contiguous().numpy()
+    gradient = np.zeros_like(array)
+    total = kernels.diffusion(change.contiguous().numpy(), smoothness, gradient)
+    if fold_weight and min(array.shape[1:]) > 1:
+        total += kernels.folding(array, floor, fold_weight, gradient)
+    return total, torch.from_numpy(gradient)
+
+
+def smooth(field: torch.Tensor, passes: int, repeat: bool = True) -> torch.Tensor:
+    """``passes`` means over 3^3 voxels, close to a B-spline of order ``passes``.
+
+    Args:
+        field: (C, I, J, K).
+        passes: how many means; three make almost a cubic B-spline.
+        repeat: borders repeat the nearest value, which keeps constants (and makes the operator its own adjoint);
+            otherwise the outside counts as zero, as published, which damps the field at the faces.
+
+    Returns:
+        (C, I, J, K) float32.
+    """
+    if field.is_cuda:
+        for _ in range(passes):
+            padded = F.pad(field[None], (1,) * 6, mode="replicate" if repeat else "constant")
+            field = F.avg_pool3d(padded, 3, stride=1)[0]
+        return field
+    from crossmorph.kernels import field as kernels
+
+    return torch.from_numpy(kernels.smooth(field.numpy(), passes, repeat))
+
+
+@dataclass(frozen=True, eq=False)
+class DescriptorSSD:
+    """Mean over the fixed voxels in use of |moving(p + u) - fixed(p)|^2, summed over channels.
+
+    Args:
+        fixed, moving: (C, I, J, K) descriptors on one grid.
+        fixed_valid, moving_valid: (I, J, K) bool. Voxels that are not valid on either side add nothing.
+        reproduce: the released sampling: displacements are N / (N - 1) too long and the outside is zero.
+    """
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    fixed_valid: torch.Tensor
+    moving_valid: torch.Tensor
+    reproduce: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("fixed", "moving"):  # channels last in memory
+            lasting = getattr(self, name).permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+            object.__setattr__(self, name, lasting)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """(3,): factor on displacements; 1 unless the released mismatch is reproduced."""
+        sizes = torch.tensor(self.fixed.shape[1:], dtype=torch.float32)
+        return sizes / (sizes - 1) if self.reproduce else torch.ones(3)
+
+    def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Value and gradient at a displacement (3, I, J, K) in voxels."""
+        count = max(int(self.fixed_valid.sum()), 1)
+        if field.is_cuda:
+            return with_gradient(self.value, field)
+        from crossmorph.kernels import similarity
+
+        gradient = np.zeros(field.shape, np.float32)
+        value = similarity.ssd(
+            self.fixed.permute(1, 2, 3, 0).numpy(),
+            self.moving.permute(1, 2, 3, 0).numpy(),
+            self.fixed_valid.float().numpy(),
+            self.moving_valid.numpy(),
+            field.contiguous().numpy(),
+            self.scale.numpy(),
+            self.reproduce,
+            1 / count,
+            gradient,
+        )
+        return value, torch.from_numpy(gradient)
+
+    def value(self, field: torch.Tensor) -> torch.Tensor:
+        """The same value, differentiable, in plain torch."""
+        places = displaced(field, self.scale)
+        inside = in_view(places, self.moving_valid) | self.reproduce
+        moved = sample(_zero_bordered(self.moving) if self.reproduce else self.moving, places + self.reproduce)
+        error = ((moved - self.fixed) ** 2).sum(0)
+        return (error * (inside & self.fixed_valid)).sum() / max(int(self.fixed_valid.sum()), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalCorrelation:
+    """Minus the mean squared local correlation of two images, over the fixed voxels in use.
+
+    For windows of (2 radius + 1)^3 voxels with covariance c and variances v, v' of fixed and warped moving:
+    LNCC^2 = c^2 / ((v + noise) (v' + noise)) (Avants et al. 2008, with the exact gradient of the windowed sums).
+
+    Args:
+        fixed, moving: (I, J, K) images on one grid, of order one.
+        fixed_valid, moving_valid: (I, J, K) bool.
+        radius: of the window in voxels.
+        noise: variance that counts as nothing, so that flat regions do not pull.
+    """
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    fixed_valid: torch.Tensor
+    moving_valid: torch.Tensor
+    radius: int = 2
+    noise: float = 1e-5
+
+    def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Value and gradient at a displacement (3, I, J, K) in voxels."""
+        count = max(int(self.fixed_valid.sum()), 1)
+        if field.is_cuda:
+            return with_gradient(self.value, field)
+        from crossmorph.kernels import similarity
+
+        gradient = np.zeros(field.shape, np.float32)
+        value = similarity.lncc(
+            self.fixed.contiguous().numpy(),
+            self.moving.contiguous().numpy(),
+            self.fixed_valid.float().numpy(),
+            self.moving_valid.numpy(),
+            field.contiguous().numpy(),
+            self.radius,
+            self.noise,
+            -1 / count,
+            gradient,
+        )
+        return value, torch.from_numpy(gradient)
+
+    def value(self, field: torch.Tensor) -> torch.Tensor:
+        """The same value, differentiable, in plain torch."""
+        places = displaced(field)
+        size = torch.tensor(self.moving.shape, device=places.device)
+        moved = sample(self.moving[None], places.clamp_min(0).minimum(size - 1))[0]
+        seen = in_view(places, self.moving_valid)
+        moved = torch.where(seen, moved, moved.detach())
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            width = 2 * self.radius + 1
+            pooled = F.avg_pool3d(values[None, None], width, 1, self.radius, count_include_pad=False)
+            return pooled[0, 0]
+
+        f, m = mean(self.fixed), mean(moved)
+        ff = (mean(self.fixed**2) - f * f).clamp_min(0) + self.noise
+        mm = (mean(moved**2) - m * m).clamp_min(0) + self.noise
+        squared = (mean(self.fixed * moved) - f * m) ** 2 / (ff * mm)
+        return -(squared * self.fixed_valid).sum() / max(int(self.fixed_valid.sum()), 1)
+
+
+def with_gradient(value: Callable[[torch.Tensor], torch.Tensor], field: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Value and gradient of a differentiable function of a field."""
+    field = field.detach().requires_grad_(True)
+    result = value(field)
+    (gradient,) = torch.autograd.grad(result, field)
+    return result.item(), gradient
+
+
+def displaced(field: torch.Tensor, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """(3, I, J, K) displacement in voxels -> (I, J, K, 3) voxel coordinates p + scale * u(p)."""
+    lines = [torch.arange(n, device=field.device, dtype=field.dtype) for n in field.shape[1:]]
+    identity = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
+    step = field.permute(1, 2, 3, 0)
+    return identity + (step * scale.to(step) if isinstance(scale, torch.Tensor) else step)
+
+
+def in_view(places: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """True where all voxels around a place (..., 3) exist and are valid."""
+    size = torch.tensor(valid.shape, device=places.device)
+    inside = ((places >= 0) & (places <= size - 1)).all(-1)
+    low = places.detach().clamp_min(0).long().minimum((size - 2).clamp_min(0))
+    seen = torch.ones_like(inside)
+    for corner in np.ndindex(2, 2, 2):
+        i, j, k = (low + torch.tensor(corner, device=low.device)).minimum(size - 1).unbind(-1)
+        seen &= valid[i, j, k]
+    return inside & seen
+
+
+def _zero_bordered(volume: torch.Tensor) -> torch.Tensor:
+    return F.pad(volume, (1,) * 6)

@@ -1,0 +1,229 @@
+"""The whole flow of a registration on one page: check, start, work, transform, score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import lcm
+
+import numpy as np
+import torch
+
+from crossmorph.errors import InputError
+from crossmorph.image import Image, Labels
+from crossmorph.optimise.field import resize
+from crossmorph.preprocess import check_registrable, foreground, masked, normalised, of_one_kind, onto, working_grid
+from crossmorph.record import Journal, Progress
+from crossmorph.result import Result
+from crossmorph.settings import Mcbo, check, load_settings
+from crossmorph.space import Grid, gap_mm
+from crossmorph.systems.mcbo import Volume, mcbo
+from crossmorph.transform import Affine, Chain, DisplacementField, Transform
+
+MAX_FIELD_VOXELS = 1_200_000
+"""Displacements are kept on a grid of at most this many voxels, so that files stay below 30 MB."""
+
+
+def register(
+    fixed: Image,
+    moving: Image | Sequence[Image],
+    *,
+    settings: Mcbo | None = None,
+    initial: str | Transform = "header",
+    fixed_mask: Image | Labels | None = None,
+    moving_mask: Image | Labels | None = None,
+    frame: int | str = 0,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Align moving to fixed.
+
+    Args:
+        fixed: the image whose space the result is in.
+        moving: one image, or several modalities of one body in one space, which share the displacement. Of a 4-D
+            image one frame is registered and all are warped.
+        settings: of the system; None is MCBO's ``default`` preset.
+        initial: ``"header"`` trusts the world coordinates of both files, ``"center-of-mass"`` moves the centres of
+            intensity onto each other, and a linear transform (fixed to moving points) is taken as it is.
+        fixed_mask, moving_mask: only voxels above zero count; any grid of the image's own world.
+        frame: of a 4-D moving image, a number or ``"mean"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        seed: of every random choice.
+        progress: called with (stage, share done).
+
+    Returns:
+        The transform from fixed to moving points with everything needed to judge and save it.
+
+    Raises:
+        InputError: an image or mask cannot be registered, or the fields of view do not overlap.
+    """
+    journal = Journal(progress)
+    settings = check(settings if settings is not None else load_settings())
+    where = _device(device)
+    movings = [moving] if isinstance(moving, Image) else list(moving)
+    with journal.stage("prepare"):
+        fixed, movings = _checked(fixed, movings, fixed_mask, moving_mask)
+        chosen = [_one_frame(image, frame, journal) for image in movings]
+        target = _one_frame(fixed, 0, journal)
+        start = _start(target, chosen[0], initial)
+        _check_overlap(fixed, movings, start)
+        grid, volumes = _volumes(target, chosen, start, settings, where)
+
+    def one_kind(field: torch.Tensor) -> bool:
+        return all(_alike(volumes[0], volume, field, journal) for volume in volumes[1:])
+
+    field = mcbo(volumes[0], volumes[1:], settings, journal, one_kind, seed)
+    with journal.stage("transform"):
+        dense = _displacement(field.cpu(), grid)
+        spaces = {"fixed_grid": fixed.grid, "moving_grid": movings[0].grid}
+        transform = Chain((dense, start), **spaces)
+    result = Result(fixed, tuple(movings), transform, settings, journal, seed, str(where), target, tuple(chosen))
+    with journal.stage("judge"):
+        result.verdict  # noqa: B018  # computed here so that its time is counted
+    return result
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _checked(
+    fixed: Image, movings: list[Image], fixed_mask: Image | Labels | None, moving_mask: Image | Labels | None
+) -> tuple[Image, list[Image]]:
+    if not movings:
+        raise InputError("give at least one moving image")
+    for image in (fixed, *movings):
+        check_registrable(image)
+    if fixed_mask is not None:
+        fixed = masked(fixed, fixed_mask, "the fixed mask")
+    if moving_mask is not None:
+        movings = [masked(image, moving_mask, "the moving mask") for image in movings]
+    for image in (fixed, *movings):
+        check_registrable(image)
+    return replace(fixed, space="fixed"), [replace(image, space="moving") for image in movings]
+
+
+def _one_frame(image: Image, frame: int | str, journal: Journal) -> Image:
+    if image.channels == 1:
+        return image
+    if frame == "mean":
+        journal.note(f"frame of {image.name}", "mean")
+        return image.mean_frame()
+    if not isinstance(frame, int) or not 0 <= frame < image.channels:
+        raise InputError(
+            f"{image.name} has frames 0 to {image.channels - 1}; frame must be one of them or 'mean', not {frame!r}"
+        )
+    journal.note(f"frame of {image.name}", frame)
+    return image.frame(frame)
+
+
+def _start(fixed: Image, moving: Image, initial: str | Transform) -> Affine:
+    """The linear transform that the search starts from."""
+    if isinstance(initial, Affine):
+        return initial
+    if isinstance(initial, Transform):
+        raise InputError("the initial transform must be linear (rigid or affine); this one holds a displacement field")
+    if initial == "header":
+        return Affine.identity()
+    if initial == "center-of-mass":
+        return Affine.translation(center_of_mass(moving) - center_of_mass(fixed))
+    raise InputError(f"initial must be header, center-of-mass or a transform, not {initial!r}")
+
+
+def center_of_mass(image: Image) -> np.ndarray:
+    """Centre of the intensities above the smallest one, valid voxels only: (3,) RAS mm."""
+    values = (image.data[0] - image.data[0][image.valid].min()).double() * image.valid
+    total = values.sum().clamp_min(1e-12)
+    lines = [
+        (values.sum([a for a in range(3) if a != axis]) * torch.arange(n, device=values.device)).sum() / total
+        for axis, n in enumerate(values.shape)
+    ]
+    center: np.ndarray = image.grid.to_world(torch.stack(lines).cpu().numpy())
+    return center
+
+
+def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
+    back = np.linalg.inv(start.matrix)
+    for moving in movings:
+        moved = Grid(moving.grid.shape, back @ moving.grid.affine)
+        gap = gap_mm(fixed.grid, moved)
+        if gap > 0:
+            raise InputError(
+                f"{moving.name} lies {gap:.0f} mm away from {fixed.name}: their boxes do not meet under this start. "
+                "Try --initial center-of-mass, or give a transform file"
+            )
+
+
+def _volumes(
+    fixed: Image, movings: list[Image], start: Affine, settings: Mcbo, device: torch.device
+) -> tuple[Grid, list[Volume]]:
+    """The working grid and all images drawn on it, fixed first."""
+    if settings.reproduce:
+        grid = fixed.grid
+        fixed_drawn = fixed
+    else:
+        steps = (*settings.levels, *(s.level * s.control for s in settings.refine))
+        multiple = lcm(*settings.levels, *(s.level for s in settings.refine)) if not settings.weights else lcm(*steps)
+        grid = working_grid(fixed.grid, [m.grid for m in movings], settings.spacing_mm, multiple)
+        fixed_drawn = onto(fixed, grid)
+    drawn = [fixed_drawn]
+    for moving in movings:
+        same = settings.reproduce and moving.grid.same_as(grid) and np.allclose(start.matrix, np.eye(4))
+        drawn.append(moving if same else onto(moving, grid, start))
+    for image, source in zip(drawn[1:], movings, strict=True):
+        if not (image.valid & fixed_drawn.valid).any():
+            raise InputError(
+                f"{source.name} and {fixed.name} have no valid voxel in common under this start (masks included); "
+                "try --initial center-of-mass or check the masks"
+            )
+    if settings.reproduce:
+        everywhere = torch.ones(grid.shape, dtype=torch.bool, device=device)
+        return grid, [Volume(image.data[0].to(device), everywhere, everywhere) for image in drawn]
+    volumes = []
+    for image in drawn:
+        values = normalised(image.data[0], image.valid)
+        volumes.append(Volume(values.to(device), image.valid.to(device), foreground(image).to(device)))
+    return grid, volumes
+
+
+def _alike(fixed: Volume, moving: Volume, field: torch.Tensor, journal: Journal) -> bool:
+    """Whether two volumes are of one kind, judged on blocks of 2^3 voxels with the coarse field applied."""
+    from crossmorph.match.consistency import warp
+
+    moved = replace(moving, values=warp(moving.values[None], field)[0]).pooled(2)
+    target = fixed.pooled(2)
+    answer, evidence = of_one_kind(target.values, moved.values, target.weight & moved.valid)
+    journal.note("one kind", {"answer": answer, "local correlation": evidence})
+    return answer
+
+
+def _displacement(field: torch.Tensor, grid: Grid) -> DisplacementField:
+    """Displacement in cells over the field of view of ``grid`` -> mm, on a grid widened so that it fades to zero.
+
+    The margin is twice the largest displacement at the faces: fading over it, the transform stays invertible where
+    the scan ends. Where the whole would have more than ``MAX_FIELD_VOXELS``, cells are made larger.
+    """
+    cells = grid.resized(field.shape[1:])
+    to_mm = torch.from_numpy(cells.affine[:3, :3].copy()).float()
+    millimetres = torch.einsum("ab,bijk->aijk", to_mm, field)
+    lengths = millimetres.norm(dim=0)
+    margin_mm = 2 * max(float(lengths.movedim(axis, 0)[[0, -1]].max()) for axis in range(3))
+    wide = np.prod(np.asarray(cells.shape) + 2 * (margin_mm / cells.spacing + 1))
+    if wide > MAX_FIELD_VOXELS:
+        shape = np.maximum(np.floor(np.asarray(cells.shape) * (MAX_FIELD_VOXELS / wide) ** (1 / 3)), 1).astype(int)
+        millimetres = resize(millimetres, shape.tolist(), scaled=False)
+        cells = cells.resized(shape.tolist())
+    margin = np.ceil(margin_mm / cells.spacing).astype(int).tolist()
+    pad = [m for m in reversed(margin) for _ in range(2)]
+    millimetres = torch.nn.functional.pad(millimetres[None], pad, mode="replicate")[0]
+    for axis, (m, n) in enumerate(zip(margin, cells.shape, strict=True), start=1):
+        place = torch.arange(n + 2 * m, dtype=torch.float32)
+        beyond = torch.maximum(m - place, place - (n + m - 1)).clamp_min(0) / (m + 1)
+        fade = 1 - beyond**2 * (3 - 2 * beyond)
+        millimetres = millimetres * fade.reshape([-1 if a == axis else 1 for a in range(4)])
+    return DisplacementField(millimetres.contiguous(), cells.padded(margin, margin))

@@ -1,0 +1,207 @@
+"""What a registration gives back. Costly parts are made when first asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossmorph.evaluate.similarity import normalised_mutual_information
+from crossmorph.files import RECORD, atomic_directory
+from crossmorph.image import Image
+from crossmorph.record import Journal, file_hash, machine, versions
+from crossmorph.resample import downsample, resample
+from crossmorph.settings import Mcbo, to_dict
+from crossmorph.space import overlap_fraction
+from crossmorph.transform import Affine, Chain, DisplacementField, Transform, folding, jacobian_determinant
+from crossmorph.verdict import Verdict, judge
+
+SCORE_VOXELS = 1_000_000
+"""Scores are taken on the fixed grid, made coarser where it has more voxels than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished registration.
+
+    Attributes:
+        fixed: the fixed image, restricted to its mask.
+        movings: the moving images, restricted to theirs.
+        transform: from fixed to moving points; a displacement, then the start.
+        settings: as used, nothing left to defaults.
+        journal: seconds and memory a stage, and what was chosen automatically.
+        seed, device: of the run.
+        fixed_frame, moving_frames: the single-channel images that were compared.
+    """
+
+    fixed: Image
+    movings: tuple[Image, ...]
+    transform: Chain
+    settings: Mcbo
+    journal: Journal
+    seed: int
+    device: str
+    fixed_frame: Image
+    moving_frames: tuple[Image, ...]
+
+    @property
+    def displacement(self) -> DisplacementField:
+        """The deformable part of the transform, in the fixed space."""
+        dense = self.transform.transforms[0]
+        assert isinstance(dense, DisplacementField)
+        return dense
+
+    @cached_property
+    def inverse(self) -> Transform:
+        """From moving to fixed points."""
+        return self.transform.inverse()
+
+    @cached_property
+    def warped(self) -> Image:
+        """The (first) moving image on the fixed grid, all frames."""
+        return self.warp(self.movings[0])
+
+    def warp(self, moving: Image) -> Image:
+        """An image of the moving space on the fixed grid."""
+        return self.transform.apply(moving, like=self.fixed)
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """Agreement before and after, and how regular the transform is.
+
+        ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image in the common
+        valid part before (under the start) and after. ``overlap``: share of the fixed valid voxels that see valid
+        moving data. ``folded``: share of them with a Jacobian of at most zero. ``inverse_residual_mm``: 95th
+        percentile and largest |T(T^-1(y)) - y| where the inverse is covered. ``displacement_mm``: median and largest.
+        """
+        grid = self.fixed.grid
+        shrink = (np.prod(grid.shape) / SCORE_VOXELS) ** (1 / 3)
+        coarse = grid.resized([max(2, round(n / max(shrink, 1))) for n in grid.shape])
+        fixed = downsample(self.fixed_frame, coarse) if shrink > 1 else self.fixed_frame
+        start = self.transform.transforms[-1]
+        pairs = []
+        for moving in self.moving_frames:
+            moving = _blurred_like(moving, coarse)
+            before = resample(moving, coarse, start if isinstance(start, Affine) else None)
+            after = resample(moving, coarse, self.transform)
+            pairs.append((before, after))
+        common = fixed.valid & pairs[0][0].valid & pairs[0][1].valid
+        determinant = jacobian_determinant(self.transform, coarse)
+        inversion = self.displacement.inversion
+        residual = inversion.residual_mm[inversion.covered]
+        length = self.displacement.resampled(coarse).field.norm(dim=0)[fixed.valid]
+        return {
+            "nmi": {
+                moving.name: {
+                    "before": _nmi(fixed, before, common),
+                    "after": _nmi(fixed, after, common),
+                }
+                for moving, (before, after) in zip(self.moving_frames, pairs, strict=True)
+            },
+            "overlap": float((fixed.valid & pairs[0][1].valid).sum() / fixed.valid.sum()),
+            "folded": folding(determinant, fixed.valid),
+            "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
+            "inverse_residual_mm": {
+                "p95": float(np.percentile(residual.numpy(), 95)) if residual.numel() else 0.0,
+                "max": float(residual.max()) if residual.numel() else 0.0,
+            },
+            "displacement_mm": {"median": float(length.median()), "max": float(length.max())},
+        }
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the result can be trusted, with reasons."""
+        return judge(self.scores, float(self.fixed.grid.spacing.max()))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything about the run as plain values; see docs/record.md."""
+        settings = {"system": type(self.settings).__name__.lower(), **to_dict(self.settings)}
+        return {
+            "verdict": {"status": self.verdict.status, "reasons": list(self.verdict.reasons)},
+            "scores": self.scores,
+            "choices": self.journal.notes,
+            "settings": settings,
+            "seed": self.seed,
+            "device": self.device,
+            "inputs": {"fixed": _described(self.fixed), "moving": [_described(image) for image in self.movings]},
+            "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
+            "start": _matrix(self.transform.transforms[-1]),
+            "stages": self.journal.stages,
+            "versions": versions(),
+            "machine": machine(),
+        }
+
+    def save(self, out: str | Path, overwrite: bool = False) -> Path:
+        """Write the folder of a result, all of it or nothing.
+
+        ``warped.nii.gz`` (or one ``warped_<name>.nii.gz`` a moving image), ``validity.nii.gz``, ``forward.h5`` and
+        ``inverse.h5`` (ITK composite transforms), ``record.json``.
+
+        Raises:
+            InputError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
+        """
+        from crossmorph import io
+
+        with self.journal.stage("warp"):
+            warped = [self.warped if n == 0 else self.warp(image) for n, image in enumerate(self.movings)]
+            supported = self.fixed.valid & warped[0].valid
+            validity = Image(supported[None].float(), self.fixed.grid, torch.ones_like(supported), dtype=np.dtype(np.uint8))
+            inverse = self.inverse
+        with atomic_directory(out, overwrite) as folder:
+            with self.journal.stage("write"):
+                for name, image in zip(_names([image.name for image in warped]), warped, strict=True):
+                    io.write(image, folder / f"{name}.nii.gz")
+                io.write(validity, folder / "validity.nii.gz")
+                io.write_transform(self.transform, folder / "forward.h5")
+                io.write_transform(inverse, folder / "inverse.h5")
+            (folder / RECORD).write_text(json.dumps(self.record, indent=1) + "\n")
+        return Path(out)
+
+    def __repr__(self) -> str:
+        return f"Result({self.fixed.name} <- {', '.join(m.name for m in self.movings)}: {self.verdict})"
+
+
+def _names(stems: list[str]) -> list[str]:
+    """File names of the warped images; equal stems are numbered."""
+    if len(stems) == 1:
+        return ["warped"]
+    return [f"warped_{s}" if stems.count(s) == 1 else f"warped_{s}_{n}" for n, s in enumerate(stems, start=1)]
+
+
+def _blurred_like(moving: Image, grid: Any) -> Image:
+    """The moving image on a grid of its own as coarse as ``grid``, so that it can be sampled without aliasing."""
+    spacing = np.maximum(moving.grid.spacing, float(grid.spacing.min()))
+    if np.allclose(spacing, moving.grid.spacing, rtol=0.3):
+        return moving
+    return replace(downsample(moving, moving.grid.respaced(spacing)), name=moving.name)
+
+
+def _nmi(fixed: Image, moved: Image, common: torch.Tensor) -> float | None:
+    if int(common.sum()) < 64:
+        return None
+    return round(normalised_mutual_information(fixed.data[0], moved.data[0], common.numpy(), bins=32), 4)
+
+
+def _described(image: Image) -> dict[str, Any]:
+    source = image.source
+    return {
+        "name": image.name,
+        "file": str(source) if source else None,
+        "sha256": file_hash(source) if source and source.is_file() else None,
+        "shape": list(image.grid.shape),
+        "channels": image.channels,
+        "affine": image.grid.affine.tolist(),
+        "axes": image.grid.axcodes,
+        "valid_voxels": int(image.valid.sum()),
+        "notes": list(image.notes),
+    }
+
+
+def _matrix(transform: Transform) -> list[list[float]] | None:
+    return transform.matrix.tolist() if isinstance(transform, Affine) else None

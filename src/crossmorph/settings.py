@@ -1,0 +1,191 @@
+"""Settings: frozen dataclasses that are the Python argument, the command line, the TOML preset and the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crossmorph.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """One continuous refinement by Adam; several follow each other from coarse to fine."""
+
+    level: int = 2
+    """Descriptors are average-pooled by this many working voxels."""
+
+    control: int = 1
+    """Distance of the control points in pooled cells; wide ones fit smooth motion and ignore noise."""
+
+    iterations: int = 40
+    """Adam steps."""
+
+    smoothness: float = 1.25
+    """Weight of the squared gradient of the displacement; 0 chooses it from the images by held-out blocks."""
+
+    anchored: bool = False
+    """Charge only for the change this refinement makes, not for the displacement it starts from."""
+
+    similarity: Literal["mind", "auto"] = "mind"
+    """auto takes local correlation of the images where both are of one kind, else MIND-SSC."""
+
+    learning_rate: float = 0.3
+    """Adam's, in control cells."""
+
+    fold_weight: float = 50.0
+    """Weight of the penalty on local volumes below 0.3; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Mcbo:
+    """Training-free registration by multilevel correlation balanced optimisation (MCBO)."""
+
+    spacing_mm: float = 0.0
+    """Working voxel size. 0 chooses it: the finest spacing that both images have, at most 8 million voxels."""
+
+    mind_radius: int = 1
+    """Patch radius of MIND-SSC in working voxels."""
+
+    mind_dilation: int = 2
+    """Distance of the compared neighbours in working voxels."""
+
+    levels: tuple[int, ...] = (6,)
+    """Discrete levels: the descriptors are average-pooled by these many working voxels."""
+
+    half_width: int = 4
+    """Reach of the discrete search in cells of a level."""
+
+    weights: tuple[float, ...] = ()
+    """Weights of the levels in a weighted sum (published). Empty: each level refines the one before."""
+
+    balanced: bool = True
+    """Average the six iterates of the coupled convex optimisation (MCBO) instead of taking the last."""
+
+    fusion: Literal["mean", "magnitude", "signed"] = "mean"
+    """How the fields of several moving modalities become one: mean, the longer vector, or (published) the largest
+    signed component."""
+
+    consistency_iterations: int = 15
+    """Steps that make the forward and backward fields of a level each other's inverse; 0 for none."""
+
+    refine: tuple[Refinement, ...] = (Refinement(),)
+    """Continuous refinements after the discrete levels (of the finest level alone where weights are given)."""
+
+    smoothing: int = 0
+    """Width in voxels of three means over the refined field; 0 for none."""
+
+    reproduce: bool = False
+    """Do as the released code does, at the borders above all, on the voxels of the fixed image."""
+
+
+SYSTEMS: dict[str, type[Mcbo]] = {"mcbo": Mcbo}
+
+
+def presets(system: str = "mcbo") -> list[str]:
+    """Names of the presets of a system."""
+    return sorted(path.stem for path in (PRESETS / system).glob("*.toml"))
+
+
+def load_settings(system: str = "mcbo", preset: str | Path = "default") -> Mcbo:
+    """Settings of a system from a preset's name or a TOML file.
+
+    Raises:
+        InputError: unknown system, preset, key or value; the message gives the nearest name.
+    """
+    kind = SYSTEMS.get(system)
+    if kind is None:
+        raise InputError(f"there is no system {system!r}{_nearest(system, list(SYSTEMS))}")
+    path = Path(preset)
+    if path.suffix != ".toml":
+        path = PRESETS / system / f"{preset}.toml"
+        if not path.is_file():
+            raise InputError(f"{system} has no preset {str(preset)!r}{_nearest(str(preset), presets(system))}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"there is no settings file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read settings from {path}: {error}") from None
+    return from_dict(kind, content, str(path))
+
+
+def from_dict(kind: type[Any], content: dict[str, Any], source: str) -> Any:
+    """A settings dataclass from plain values, every key and type checked."""
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        if key not in hints:
+            raise InputError(f"{source}: unknown key {key!r}{_nearest(key, list(hints))}")
+    settings = kind(**{key: _converted(value, hints[key], f"{source}: {key}") for key, value in content.items()})
+    return check(settings, source)
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _converted(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where} must be a list, not {value!r}")
+        return tuple(_converted(item, args[0], where) for item in value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be a table, not {value!r}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]  # is_dataclass does not narrow to a class
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def check(settings: Any, source: str = "settings") -> Any:
+    """Refuse values that cannot work; returns the settings."""
+
+    def need(good: bool, key: str, rule: str) -> None:
+        if not good:
+            raise InputError(f"{source}: {key} must be {rule}, not {getattr(settings, key)!r}")
+
+    if isinstance(settings, Refinement):
+        need(settings.level >= 1, "level", "at least 1")
+        need(settings.control >= 1, "control", "at least 1")
+        need(settings.iterations >= 1, "iterations", "at least 1")
+        need(settings.smoothness >= 0, "smoothness", "at least 0")
+        need(settings.learning_rate > 0, "learning_rate", "above 0")
+        need(settings.fold_weight >= 0, "fold_weight", "at least 0")
+    elif isinstance(settings, Mcbo):
+        need(settings.spacing_mm >= 0, "spacing_mm", "at least 0")
+        need(settings.mind_radius >= 0, "mind_radius", "at least 0")
+        need(settings.mind_dilation >= 1, "mind_dilation", "at least 1")
+        need(1 <= settings.half_width <= 8, "half_width", "1 to 8")
+        need(len(settings.levels) > 0 and min(settings.levels) >= 1, "levels", "one or more numbers from 1")
+        need(len(settings.weights) in (0, len(settings.levels)), "weights", "empty or one number a level")
+        need(settings.consistency_iterations >= 0, "consistency_iterations", "at least 0")
+        need(settings.smoothing == 0 or settings.smoothing % 2 == 1, "smoothing", "0 or an odd width")
+        if settings.reproduce:
+            need(len(settings.refine) == 1, "refine", "one refinement when reproducing")
+        for stage in settings.refine:
+            check(stage, f"{source}: refine")
+    return settings
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain values of a settings dataclass, as a preset or a record holds them."""
+    return dataclasses.asdict(settings)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.4)
+    return f"; did you mean {close[0]!r}? " if close else "; " + f"known are {', '.join(known)}"

@@ -1,0 +1,291 @@
+"""MCBO: unsupervised multimodal registration by multilevel correlation balanced optimisation.
+
+Wang et al., Learn2Reg 2024 (MCBO), on ConvexAdam (Siebert et al. 2021). The page reads top to bottom: describe both
+images, search each level, make both directions agree, fuse modalities and levels, refine with Adam.
+
+The default departs from the release where that is better: nothing is damped at the faces, coarse fields scale
+exactly, what lies outside a field of view neither attracts nor repels, each level searches around the one before,
+the refinement starts smooth and takes on only as much detail as held-out blocks confirm, and folds are penalised.
+``reproduce`` restores the released behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from crossmorph.describe.mind import mind_ssc
+from crossmorph.match.consistency import inverse_consistent, warp
+from crossmorph.match.convex import coupled_convex
+from crossmorph.optimise.choose import Choice, choose_smoothness
+from crossmorph.optimise.field import DataTerm, refine, resize
+from crossmorph.optimise.terms import DescriptorSSD, LocalCorrelation, smooth
+from crossmorph.record import Journal
+from crossmorph.settings import Mcbo, Refinement
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One image on the working grid: values (I, J, K), where they are valid, and where they matter."""
+
+    values: torch.Tensor
+    valid: torch.Tensor
+    weight: torch.Tensor
+    features: torch.Tensor | None = None
+
+    def pooled(self, level: int) -> Volume:
+        """Blocks of level^3 voxels as one; incomplete blocks at the high faces are dropped, as published."""
+        if level == 1:
+            return self
+        masks = torch.stack((self.valid, self.weight)).float()
+        valid, weight = _pool(masks, level) > 0.5
+        features = None if self.features is None else _pool(self.features, level)
+        return Volume(_pool(self.values[None], level)[0], valid, weight, features)
+
+    def warped(self, field: torch.Tensor) -> Volume:
+        """Features and validity at x + field(x)."""
+        assert self.features is not None
+        valid = warp(self.valid[None].float(), field)[0] > 0.999
+        return replace(self, features=warp(self.features, field), valid=valid)
+
+
+def mcbo(
+    fixed: Volume,
+    movings: Sequence[Volume],
+    settings: Mcbo,
+    journal: Journal,
+    one_kind: Callable[[torch.Tensor], bool] = lambda field: False,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Displacement from fixed to moving on the working grid.
+
+    Args:
+        fixed, movings: volumes on one grid; several moving modalities share one displacement.
+        settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
+        journal: takes progress, seconds and notes.
+        one_kind: given the coarse displacement (3, I, J, K) in voxels, tells whether the images are of one kind,
+            so that ``similarity = "auto"`` may compare intensities.
+        seed: for the held-out blocks.
+
+    Returns:
+        (3, A, B, C) float32: displacement in cells of a grid of A x B x C cells over the working grid's field of
+        view. A, B, C are those of the last refinement's control points, or of the working grid where fields were
+        summed.
+    """
+    with journal.stage("descriptors"):
+        fixed = _described(fixed, settings)
+        movings = [_described(moving, settings) for moving in movings]
+    if settings.weights:
+        return _weighted_sum(fixed, movings, settings, journal)
+    field: torch.Tensor | None = None
+    for level in settings.levels:
+        with journal.stage(f"search level {level}"):
+            field = search(fixed, movings, level, settings, field)
+    assert field is not None
+    shape = fixed.values.shape
+    alike = None
+    for number, stage in enumerate(settings.refine, start=1):
+        if stage.similarity == "auto" and alike is None:
+            alike = one_kind(resize(field, shape))
+            journal.note("similarity", "local correlation" if alike else "MIND-SSC")
+        with journal.stage(f"refine {number}"):
+            field = _refined(fixed, movings, field, stage, bool(alike), settings, journal, seed)
+    return field
+
+
+def _described(volume: Volume, settings: Mcbo) -> Volume:
+    features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation)
+    return replace(volume, features=features)
+
+
+def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
+    """(C, I, J, K) average-pooled by ``level``."""
+    return F.avg_pool3d(values[None], level)[0]
+
+
+def search(
+    fixed: Volume, movings: Sequence[Volume], level: int, settings: Mcbo, start: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Discrete search of one level: (3, A, B, C) in its cells, fused over the moving modalities.
+
+    With ``start``, the moving features are warped by it first and what is found is composed with it:
+    u(x) = r(x) + start(x + r(x)).
+    """
+    target = fixed.pooled(level)
+    if start is not None:
+        start = resize(start, target.values.shape)
+    found = []
+    for moving in movings:
+        source = moving.pooled(level)
+        if start is not None:
+            source = source.warped(start)
+        found.append(_consistent_pair(target, source, level, settings))
+    field = fuse(found, settings.fusion)
+    return field if start is None else field + warp(start, field)
+
+
+def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo) -> torch.Tensor:
+    """Both directions of one level made consistent; the forward one."""
+    rounds = settings.consistency_iterations
+    both = ((a, b), (b, a)) if rounds else ((a, b),)
+    if level > 1:
+        fields = [_convex(x, y, settings) for x, y in both]
+        return inverse_consistent(*fields, rounds, settings.reproduce)[0] if rounds else fields[0]
+    fields = [torch.zeros((3, *a.values.shape)) for _ in both]
+    halo = 0 if settings.reproduce else settings.half_width + 9
+    for whole, inner, outer in octants(tuple(a.values.shape), halo):
+        parts = [_convex(_cropped(x, outer), _cropped(y, outer), settings) for x, y in both]
+        if settings.reproduce and rounds:  # published: each octant on its own
+            parts = list(inverse_consistent(parts[0], parts[1], rounds, True))
+        for field, part in zip(fields, parts, strict=True):
+            field[(slice(None), *whole)] = part[(slice(None), *inner)]
+    if rounds and not settings.reproduce:
+        return inverse_consistent(*fields, rounds)[0]
+    return fields[0]
+
+
+Box = tuple[slice, slice, slice]
+
+
+def octants(shape: tuple[int, ...], halo: int) -> Iterator[tuple[Box, Box, Box]]:
+    """The eight octants of a volume: (where in the volume, where in the octant with halo, octant with halo).
+
+    Odd sizes give the larger half to the lower octant. With a halo of half_width + 9 cells (one for each of the
+    seven smoothings of the coupled convex optimisation and two of the cost windows) the stitched result equals
+    that of the undivided volume.
+    """
+    halves = [((0, -(-n // 2)), (-(-n // 2), n)) for n in shape]
+    for ends in product(*halves):
+        if any(low == high for low, high in ends):
+            continue
+        outer = [(max(low - halo, 0), min(high + halo, n)) for (low, high), n in zip(ends, shape, strict=True)]
+        inner = [(low - o[0], high - o[0]) for (low, high), o in zip(ends, outer, strict=True)]
+        whole, part, around = (tuple(slice(*e) for e in box) for box in (ends, inner, outer))
+        yield (*whole,), (*part,), (*around,)  # type: ignore[misc]  # three slices each
+
+
+def _cropped(volume: Volume, box: Box) -> Volume:
+    assert volume.features is not None
+    return Volume(volume.values[box], volume.valid[box], volume.weight[box], volume.features[(slice(None), *box)])
+
+
+def _convex(a: Volume, b: Volume, settings: Mcbo) -> torch.Tensor:
+    assert a.features is not None
+    assert b.features is not None
+    valid = (a.valid, b.valid)
+    return coupled_convex(a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce)
+
+
+def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
+    """Fields (3, I, J, K) of several moving modalities as one.
+
+    ``mean``; ``magnitude``: at each voxel the longest vector; ``signed``: at each voxel and component the largest
+    signed value, as released, which depends on the orientation of the array.
+    """
+    stack = torch.stack(list(fields))
+    if mode == "mean" or len(stack) == 1:
+        return stack.mean(0)
+    if mode == "signed":
+        return stack.amax(0)
+    longest = stack.square().sum(1).argmax(0)
+    return stack.gather(0, longest[None, None].expand(1, 3, -1, -1, -1))[0]
+
+
+def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, journal: Journal) -> torch.Tensor:
+    """Published fusion: the sum of weighted level fields, the finest of them refined (MCBO, multilevel fusion)."""
+    shape = fixed.values.shape
+    total = torch.zeros((3, *shape), device=fixed.values.device)
+    for level, weight in zip(settings.levels, settings.weights, strict=True):
+        fields = []
+        for moving in movings:
+            with journal.stage(f"search level {level}"):
+                field = search(fixed, [moving], level, settings)
+                field = resize(field, shape) if not settings.reproduce else resize(field * level, shape, scaled=False)
+            if level == min(settings.levels):
+                for stage in settings.refine:
+                    with journal.stage("refine 1"):
+                        field = _refined(fixed, [moving], field, stage, False, settings, journal, 0)
+                        stretch = stage.level * stage.control
+                        field = (
+                            resize(field * stretch, shape, scaled=False) if settings.reproduce else resize(field, shape)
+                        )
+                field = _box_smoothed(field, settings)
+            fields.append(field)
+        total += weight * fuse(fields, settings.fusion)
+    return total
+
+
+def _box_smoothed(field: torch.Tensor, settings: Mcbo) -> torch.Tensor:
+    """Three means over ``smoothing``^3 voxels."""
+    if settings.smoothing < 2:
+        return field
+    pad = (settings.smoothing // 2,) * 6
+    for _ in range(3):
+        padded = F.pad(field[None], pad, mode="constant" if settings.reproduce else "replicate")
+        field = F.avg_pool3d(padded, settings.smoothing, stride=1)[0]
+    return field
+
+
+def _refined(
+    fixed: Volume,
+    movings: Sequence[Volume],
+    field: torch.Tensor,
+    stage: Refinement,
+    alike: bool,
+    settings: Mcbo,
+    journal: Journal,
+    seed: int,
+) -> torch.Tensor:
+    """``field`` after one refinement, in cells of the stage's control grid."""
+    target, sources = fixed.pooled(stage.level), [moving.pooled(stage.level) for moving in movings]
+    shape = target.values.shape
+    control = [-(-n // stage.control) for n in shape]
+    if settings.reproduce:
+        start = resize(field, control, scaled=False) / (stage.level * stage.control)
+    else:
+        start = resize(field, control)
+    anchor = smooth(start, 3) if stage.anchored else None
+
+    def term(mask: torch.Tensor | None = None) -> DataTerm:
+        weight = target.weight if mask is None else target.weight & mask.to(target.weight.device)
+        return _mean_term(replace(target, weight=weight), sources, stage, alike, settings.reproduce)
+
+    def fit(data: DataTerm, smoothness: float, iterations: int, share: float = 0.0) -> torch.Tensor:
+        return refine(
+            data, start, shape, iterations, smoothness, stage.fold_weight, stage.learning_rate, anchor,
+            settings.reproduce, lambda step, _: journal.progress(share + (1 - share) * (step + 1) / iterations),
+        )  # fmt: skip
+
+    smoothness = stage.smoothness
+    if smoothness == 0:
+        choice: Choice = choose_smoothness(
+            term, lambda data, weight: resize(fit(data, weight, max(stage.iterations // 2, 1)), shape), shape, seed
+        )
+        smoothness = choice.smoothness
+        journal.note("smoothness", {"chosen": smoothness, "held_out": choice.held_out})
+    return fit(term(), smoothness, stage.iterations)
+
+
+def _mean_term(
+    target: Volume, sources: Sequence[Volume], stage: Refinement, alike: bool, reproduce: bool
+) -> DataTerm:
+    """Mean of the data terms of all moving modalities."""
+    assert target.features is not None
+    terms: list[DataTerm] = []
+    for source in sources:
+        assert source.features is not None
+        if alike and stage.similarity == "auto":
+            terms.append(LocalCorrelation(target.values, source.values, target.weight, source.valid))
+        else:
+            terms.append(DescriptorSSD(target.features, source.features, target.weight, source.valid, reproduce))
+
+    def mean(field: torch.Tensor) -> tuple[float, torch.Tensor]:
+        results = [term(field) for term in terms]
+        value = sum(value for value, _ in results) / len(results)
+        return value, torch.stack([gradient for _, gradient in results]).mean(0)
+
+    return terms[0] if len(terms) == 1 else mean

@@ -1,0 +1,54 @@
+"""Whether a result can be trusted: ok, check or failed, with reasons in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MIN_OVERLAP = 0.1
+MAX_FOLDED = 0.001
+BAD_FOLDED = 0.02
+NMI_NOISE = 0.001
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``failed``: do not use. ``check``: look before use. ``ok``: nothing speaks against it."""
+
+    status: Literal["ok", "check", "failed"]
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.status} ({'; '.join(self.reasons)})"
+
+
+def judge(scores: dict[str, Any], voxel_mm: float) -> Verdict:
+    """The verdict on a result's scores.
+
+    failed: the images agree less than at the start, less than a tenth of the fixed image is covered, or more than
+    2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, or an inverse that
+    misses by more than a voxel in more than one place in twenty.
+
+    Args:
+        scores: see ``Result.scores``.
+        voxel_mm: largest voxel edge of the fixed image.
+    """
+    failed, check, good = [], [], []
+    for name, pair in scores["nmi"].items():
+        if pair["before"] is None:
+            check.append(f"{name}: hardly any voxel is seen both before and after, so the gain is unknown")
+            continue
+        gain = pair["after"] - pair["before"]
+        words = f"{name}: mutual information {pair['before']:.3f} -> {pair['after']:.3f}"
+        (failed if gain < -NMI_NOISE else check if gain < NMI_NOISE else good).append(words)
+    overlap, folded = scores["overlap"], scores["folded"]
+    if overlap < MIN_OVERLAP:
+        failed.append(f"only {100 * overlap:.0f} % of the fixed image is covered by moving data")
+    if folded > MAX_FOLDED:
+        (failed if folded > BAD_FOLDED else check).append(f"{100 * folded:.2f} % of the voxels are folded")
+    miss = scores["inverse_residual_mm"]["p95"]
+    if miss > voxel_mm:
+        check.append(f"the inverse misses by more than {miss:.1f} mm in one place in twenty")
+    if failed:
+        return Verdict("failed", tuple(failed + check))
+    return Verdict("check", tuple(check)) if check else Verdict("ok", tuple(good))
