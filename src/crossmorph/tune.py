@@ -22,21 +22,23 @@ from crossmorph.settings import from_dict, to_dict
 from crossmorph.transform import Transform
 
 S = TypeVar("S")
-Kind = Literal["int", "float", "log"]
-Space = Mapping[str, tuple[float, float, Kind]]
-"""Path of a setting to its lowest and highest value and how to draw between; ``*`` is every item of a list."""
+Kind = Literal["int", "even", "float", "log"]
+Limits = tuple[float, float, Kind]
+Space = Mapping[str, Limits]
+"""Path of a setting to its lowest and highest value and how to draw between; ``*`` is every item of a list.
+
+A setting that starts outside its limits, such as 0 for automatic, is left as it is.
+"""
 
 SPACES: dict[str, Space] = {
     "mcbo": {
         "mind_radius": (1, 3, "int"),
         "mind_dilation": (1, 3, "int"),
         "half_width": (2, 6, "int"),
-        "levels.*": (2, 8, "int"),
-        "refine.*.level": (1, 4, "int"),
-        "refine.*.control": (1, 4, "int"),
-        "refine.*.iterations": (20, 100, "int"),
-        "refine.*.smoothness": (0.1, 10.0, "log"),
-        "refine.*.learning_rate": (0.1, 1.0, "log"),
+        "levels.*": (2, 8, "even"),
+        "refine.*.control": (1, 6, "int"),
+        "refine.*.smoothness": (0.005, 10.0, "log"),
+        "refine.*.learning_rate": (0.05, 1.0, "log"),
     },
 }
 
@@ -101,8 +103,8 @@ def tune(
     space = expand(space, start)
     distributions = {name: _distribution(optuna, *limits) for name, limits in space.items()}
     run = _plain({"start": to_dict(start), "space": space, "seed": seed, "about": about or {}})
-    study = _open_study(optuna, Path(out), run, lambda: _timed(score, start))
-    metrics = study.metric_names
+    study = _open_study(optuna, Path(out), run, distributions, lambda: _timed(score, start))
+    metrics = study.user_attrs["metrics"]
     while (done := len(_finished(study))) < trials:
         study.sampler = optuna.samplers.TPESampler(seed=seed + done)  # so that an interruption changes nothing
         trial = study.ask(distributions)
@@ -173,14 +175,21 @@ def means(rows: Sequence[Mapping[str, Cell]]) -> dict[str, float]:
 
 
 def expand(space: Space, settings: Any) -> Space:
-    """The space with every ``*`` replaced by the places of the list in these settings."""
+    """The space for these settings: ``*`` becomes the places of its list, and what is left alone drops out."""
     content = _plain(to_dict(settings))
-    result: dict[str, tuple[float, float, Kind]] = {}
-    for path, limits in space.items():
-        before, star, after = path.partition(".*")
-        places = range(len(content[before])) if star else ("",)
-        result |= {f"{before}.{k}{after}" if star else path: limits for k in places}
+    result: dict[str, Limits] = {}
+    for pattern, limits in space.items():
+        before, star, after = pattern.partition(".*")
+        for path in [f"{before}.{k}{after}" for k in range(len(content[before]))] if star else [pattern]:
+            node, key = _place(content, path)
+            if _allows(limits, node[key]):
+                result[path] = limits
     return result
+
+
+def _allows(limits: Limits, value: float) -> bool:
+    low, high, kind = limits
+    return low <= value <= high and not (kind == "even" and value % 2)
 
 
 def with_values(settings: S, values: Mapping[str, Any]) -> S:
@@ -236,8 +245,8 @@ def _optuna() -> Any:
 
 
 def _distribution(optuna: Any, low: float, high: float, kind: Kind) -> Any:
-    if kind == "int":
-        return optuna.distributions.IntDistribution(int(low), int(high))
+    if kind in ("int", "even"):
+        return optuna.distributions.IntDistribution(int(low), int(high), step=2 if kind == "even" else 1)
     return optuna.distributions.FloatDistribution(low, high, log=kind == "log")
 
 
@@ -251,7 +260,13 @@ def _line(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
-def _open_study(optuna: Any, out: Path, run: dict[str, Any], score_start: Callable[[], dict[str, float]]) -> Any:
+def _open_study(
+    optuna: Any,
+    out: Path,
+    run: dict[str, Any],
+    distributions: Mapping[str, Any],
+    score_start: Callable[[], dict[str, float]],
+) -> Any:
     """The study of an earlier call, or a new one whose first trial is the start. run.json is written last."""
     log, record = out / "trials.log", out / "run.json"
     if record.is_file():
@@ -270,8 +285,15 @@ def _open_study(optuna: Any, out: Path, run: dict[str, Any], score_start: Callab
     log.unlink(missing_ok=True)
     ways = ["maximize" if higher_is_better(name) else "minimize" for name in metrics]
     study = optuna.create_study(study_name=STUDY, storage=_storage(optuna, log), directions=ways)
-    study.set_metric_names(metrics)
-    study.add_trial(_start_trial(optuna, run, scores, metrics))
+    study.set_user_attr("metrics", metrics)
+    study.add_trial(
+        optuna.trial.create_trial(
+            values=[scores[name] for name in metrics],
+            params={path: node[key] for path in distributions for node, key in [_place(run["start"], path)]},
+            distributions=distributions,
+            user_attrs={"seconds": scores["seconds"]},
+        )
+    )
     with atomic_path(record) as temporary:
         temporary.write_text(json.dumps(run, indent=2), encoding="utf-8")
     return study
@@ -281,28 +303,13 @@ def _storage(optuna: Any, log: Path) -> Any:
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(log)))
 
 
-def _start_trial(optuna: Any, run: dict[str, Any], scores: Mapping[str, float], metrics: Sequence[str]) -> Any:
-    """The start as a finished trial; a value outside the space, such as 0 for automatic, is not told to optuna."""
-    values, distributions = {}, {}
-    for path, limits in run["space"].items():
-        node, key = _place(run["start"], path)
-        if limits[0] <= node[key] <= limits[1]:
-            values[path], distributions[path] = node[key], _distribution(optuna, *limits)
-    return optuna.trial.create_trial(
-        values=[scores[name] for name in metrics],
-        params=values,
-        distributions=distributions,
-        user_attrs={"seconds": scores["seconds"]},
-    )
-
-
 def _finished(study: Any) -> list[Any]:
     """Trials with scores or an error, not those that were interrupted."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.values or "error" in trial.user_attrs]
 
 
 def _tuning(study: Any, start: S, space: Space) -> Tuning[S]:
-    names, finished = study.metric_names, _finished(study)
+    names, finished = study.user_attrs["metrics"], _finished(study)
     rows: list[dict[str, Cell]] = []
     for place, trial in enumerate(finished):
         values = dict(zip(names, trial.values or (), strict=False))
