@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crossmorph.describe.mind import mind_ssc as mind_ssc
     from crossmorph.errors import InputError as InputError
-    from crossmorph.evaluate import evaluate as evaluate
     from crossmorph.image import Image as Image
     from crossmorph.image import Labels as Labels
     from crossmorph.io import read as read
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from crossmorph.io import write as write
     from crossmorph.points import Mesh as Mesh
     from crossmorph.points import Points as Points
-    from crossmorph.register import register as register
-    from crossmorph.resample import resample as resample
+    from crossmorph.registration import register as register
     from crossmorph.result import Result as Result
     from crossmorph.settings import Mcbo as Mcbo
     from crossmorph.settings import Refinement as Refinement
@@ -50,15 +48,13 @@ _HOME = {
     "Points": "points",
     "Refinement": "settings",
     "Result": "result",
-    "evaluate": "evaluate",
     "load_settings": "settings",
     "mind_ssc": "describe.mind",
     "read": "io",
     "read_labels": "io",
     "read_points": "io",
     "read_transform": "io",
-    "register": "register",
-    "resample": "resample",
+    "register": "registration",
     "write": "io",
 }
 

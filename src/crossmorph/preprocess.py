@@ -96,8 +96,26 @@ def onto(image: Image, grid: Grid, start: Affine | None = None) -> Image:
     if start is not None:
         back = np.linalg.inv(start.matrix)
         image = replace(image, grid=Grid(image.grid.shape, back @ image.grid.affine))
-    drawn = downsample(image, grid)
+    shift = _whole_voxels(image.grid, grid)
+    drawn = downsample(image, grid) if shift is None else _shifted(image, grid, shift)
     return replace(drawn, data=fill_invalid(drawn.data[0], drawn.valid)[None])
+
+
+def _whole_voxels(a: Grid, b: Grid) -> list[int] | None:
+    """How many voxels of a lie before b's first along each axis, where both share one lattice; else None."""
+    place = a.to_voxel(b.origin)
+    step = np.abs(a.inverse_affine[:3, :3] @ b.affine[:3, :3] - np.eye(3)).max()
+    if step * max(b.shape) > 1e-3 or np.abs(place - place.round()).max() > 1e-3:
+        return None
+    return [int(n) for n in place.round()]
+
+
+def _shifted(image: Image, grid: Grid, shift: list[int]) -> Image:
+    """The image cropped and padded to a grid of its own lattice."""
+    pad = []
+    for n, size, wanted in reversed(list(zip(shift, image.grid.shape, grid.shape, strict=True))):
+        pad += [-n, wanted + n - size]
+    return replace(image, data=F.pad(image.data, pad), valid=F.pad(image.valid, pad), grid=grid)
 
 
 def fill_invalid(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -159,25 +177,30 @@ def normalised(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def of_one_kind(fixed: torch.Tensor, moved: torch.Tensor, mask: torch.Tensor) -> tuple[bool, float]:
-    """Whether two roughly aligned images show tissue in the same contrast, and the evidence.
+    """Whether two roughly aligned images show tissues in the same order of brightness, and the evidence.
 
-    The evidence is the signed local correlation in windows of 5^3 voxels, averaged with the geometric mean of the
-    local variances as weight: near 1 for one contrast, near 0 or below where tissues change order.
+    The evidence is the correlation of rank and conditional mean: over 32 equal shares of the tissue voxels by one
+    image's value, how straight the other's mean rises; the smaller of both directions. Two T1 scans give about
+    0.98, T1 and FLAIR 0.4 to 0.85, T1 and T2 a negative number. Tissue is what lies above a tenth of the range in
+    both, since every pair agrees that air is dark.
 
     Args:
-        fixed, moved: (I, J, K), of order one.
+        fixed, moved: (I, J, K), normalised to about 0..1.
         mask: where to look.
     """
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool3d(values[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
-
-    f, m = mean(fixed), mean(moved)
-    covariance = (mean(fixed * moved) - f * m)[mask]
-    spread = ((mean(fixed**2) - f * f).clamp_min(0) * (mean(moved**2) - m * m).clamp_min(0)).sqrt()[mask]
-    evidence = float(covariance.sum() / spread.sum().clamp_min(1e-12))
+    tissue = mask & (fixed > 0.1) & (moved > 0.1)
+    if int(tissue.sum()) < 1000:
+        return False, 0.0
+    pair = fixed[tissue].cpu().numpy(), moved[tissue].cpu().numpy()
+    evidence = min(_rise(*pair), _rise(*pair[::-1]))
     return evidence > ONE_KIND, round(evidence, 3)
 
 
-ONE_KIND = 0.5
-"""Signed local correlation above which two images count as one kind."""
+def _rise(values: np.ndarray, others: np.ndarray, shares: int = 32) -> float:
+    order = np.argsort(values, kind="stable")
+    means = [part.mean() for part in np.array_split(others[order], shares)]
+    return float(np.corrcoef(np.arange(shares), means)[0, 1]) if np.ptp(means) > 0 else 0.0
+
+
+ONE_KIND = 0.93
+"""Evidence above which two images count as one kind."""

@@ -141,7 +141,7 @@ class Learn2Reg:
 
 def registration(system: str, preset: str, seed: int) -> Callable[[Image, Image], Transform]:
     """A function that registers one pair by a system's preset."""
-    from crossmorph.register import register
+    from crossmorph.registration import register
     from crossmorph.settings import load_settings
 
     settings = load_settings(system, preset)

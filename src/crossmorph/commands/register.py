@@ -75,7 +75,7 @@ class Register:
     def run(self) -> int:
         """Read, register, write and return the exit code."""
         from crossmorph import files, io
-        from crossmorph.register import register
+        from crossmorph.registration import register
         from crossmorph.settings import load_settings
 
         files.check_output(self.output, self.overwrite)

@@ -111,7 +111,7 @@ class Tune:
         return seen, apart
 
     def _registration(self, settings: Any) -> Callable[[Image, Image], Transform]:
-        from crossmorph.register import register
+        from crossmorph.registration import register
 
         return lambda fixed, moving: register(fixed, moving, settings=settings, seed=self.seed).transform
 

@@ -16,6 +16,9 @@ from crossmorph.match import cost as costs
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights theta of |d - u|^2, in squared cells, of the six iterations."""
 
+TIE = 3e-4
+"""Weight of |d|^2 in the first pick, so that flat regions stay where they are instead of taking the first index."""
+
 _HALO = len(COUPLING) + 1  # planes that one plane's result depends on: one smoothing an iteration and one before
 
 
@@ -30,7 +33,7 @@ def coupled_convex(
 ) -> torch.Tensor:
     """Best smooth displacement from fixed to moving descriptors of one level.
 
-        u <- mean_3^3(argmin_d cost);   for theta in COUPLING:
+        u <- mean_3^3(argmin_d cost + TIE |d|^2)   (without TIE when reproducing);   for theta in COUPLING:
             d*(p) = argmin_d cost(p, d) + theta |d - u(p)|^2;   u <- mean_3^3(d*);   keep u
 
     Args:
@@ -91,7 +94,7 @@ def _couple(cost: torch.Tensor, half_width: int, plain: bool, counted: bool) -> 
     """The six kept fields of one slab, each (3, T, J, K)."""
     field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
     pick = _cheapest_reference if plain else _cheapest
-    field = _mean3(pick(cost, field, 0.0, half_width), counted)
+    field = _mean3(pick(cost, field, 0.0 if counted else TIE, half_width), counted)
     kept = []
     for theta in COUPLING:
         field = _mean3(pick(cost, field, theta, half_width), counted)

@@ -9,7 +9,7 @@ import torch
 
 from crossmorph.optimise.field import DataTerm
 
-SMOOTHNESS = (1.0, 3.0, 10.0, 30.0)
+SMOOTHNESS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidates, from much detail to little."""
 
 BLOCK = 4
