@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from cases import TRUTH_CACHE, Case, data_folder, deformed
 from tables import Row, update_section
 from tyro.conf import arg
 
-MODES = ("signed", "magnitude", "mean")
+MODES: tuple[Literal["signed", "magnitude", "mean"], ...] = ("signed", "magnitude", "mean")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class Fusion:
         data = data_folder()
         rows: list[Row] = []
         for patient, seed in product(self.patients, self.seeds):
-            cases = [deformed(data, self.truth_cache, patient, "T2", moving, seed) for moving in ("T1", "FLAIR")]
-            for row in compare(f"{patient}_s{seed}", *cases, preset=self.preset):
+            t1, flair = (
+                deformed(data, self.truth_cache, patient, "T2", moving, seed) for moving in ("T1", "FLAIR")
+            )
+            for row in compare(f"{patient}_s{seed}", t1, flair, self.preset):
                 rows.append(row)
                 print(row, flush=True)
         write_rows(rows, self.output)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from cases import ROOT, SETS, TRUTH_CACHE, Case, data_folder
@@ -97,7 +98,7 @@ class Peers:
             sys.exit(f"no case of {self.cases} matches {self.only}")
         tools = self.tools()
         self.output.mkdir(parents=True, exist_ok=True)
-        self._check_record(tools)
+        self._check_record()
         if self.warm_up:
             self._warm_up(tools)
         measure_all(chosen, tools, self.output, self.threads, data / "score.py", self.keep)
@@ -115,24 +116,22 @@ class Peers:
         own = [crossmorph_tool(preset, self.start) for preset in self.crossmorph_presets]
         return own + [peer_tool(name, self.peers_python, self.start) for name in self.peers]
 
-    def _check_record(self, tools: Sequence[Tool]) -> None:
+    def _check_record(self) -> None:
         """Write run.json, or refuse to mix runs made under other conditions."""
-        conditions = {"cases": self.cases, "start": self.start, "threads": self.threads}
+        conditions: dict[str, Any] = {"cases": self.cases, "start": self.start, "threads": self.threads}
+        conditions |= {"versions": versions(self.peers_python, self.peers)}
         file = self.output / "run.json"
         if file.is_file():
             earlier = json.loads(file.read_text())["conditions"]
             if earlier != conditions:
                 sys.exit(f"{self.output} was begun with {earlier}, not {conditions}; choose another folder")
-        command = f"python benchmarks/peers.py {self.cases} --start {self.start}"
-        command += f" --crossmorph-presets {' '.join(self.crossmorph_presets)}" + (
-            f" --only '{self.only}'" if self.only else ""
-        )
+        words = [self.cases, "--start", self.start, "--peers", *self.peers]
+        words += ["--crossmorph-presets", *self.crossmorph_presets, *(("--only", self.only) if self.only else ())]
         record = {
             "conditions": conditions,
-            "command": command,
+            "command": shlex.join(["python", "benchmarks/peers.py", *words]),
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
-            "versions": versions(self.peers_python, self.peers),
         }
         file.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -173,16 +172,15 @@ def peer_tool(name: str, python: Path, start: str) -> Tool:
 
 
 def versions(python: Path, peers: Sequence[str]) -> dict[str, str]:
-    """Program to version; of crossmorph also the commit."""
+    """Program to version; of crossmorph also the commit, with -dirty where files were changed since."""
     ask = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
 
     def packages(interpreter: str, *names: str) -> list[str]:
         command = [interpreter, "-c", ask, *names]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True)
     own = packages(sys.executable, "crossmorph", "torch")
     found = {"crossmorph": " ".join([own[0], commit.stdout.strip()]).strip(), "torch": own[1]}
     if peers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,16 @@ WORDS = ("case", "kind", "tool", "error")
 START = "start"
 """The row of a case without registration."""
 
+ACCURACY = ("tre_mean", "dice_mean", "hd95_mean")
+SUMMARY: tuple[tuple[str, str, Callable[[list[float]], float], int], ...] = (
+    ("tre_mean", "TRE mm", statistics.mean, 2),
+    ("dice_mean", "Dice", statistics.mean, 3),
+    ("hd95_mean", "HD95 mm", statistics.mean, 2),
+    ("fold_percent", "folds %, worst", max, 3),
+    ("sdlogj", "SDlogJ", statistics.mean, 3),
+    ("seconds", "seconds, median", statistics.median, 1),
+    ("peak_mib", "peak MiB, worst", max, 0),
+)
 
 # -- results.csv -------------------------------------------------------------------------------------------------
 
@@ -52,34 +62,29 @@ def tools_of(rows: Sequence[Row]) -> list[str]:
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """One row a program: means over its cases, the worst folding and memory, how often it did harm."""
-    start = {row["case"]: row for row in rows if row["tool"] == START}
+    """One row a program: accuracy as means over the cases that all programs finished, the rest over its own."""
+    tools = tools_of(rows)
+    good = {
+        tool: {row["case"]: row for row in rows if row["tool"] == tool and not row.get("error")} for tool in tools
+    }
+    shared = set.intersection(*(set(cases) for cases in good.values()))
     table = []
-    for tool in tools_of(rows):
-        mine = [row for row in rows if row["tool"] == tool]
-        good = [row for row in mine if not row.get("error")]
-        line: Row = {"program": tool, "cases": len(good)}
-        line |= {"failed": len(mine) - len(good)}
-        for name, header in (("tre_mean", "TRE mm"), ("dice_mean", "Dice"), ("hd95_mean", "HD95 mm")):
-            line |= _cell(header, [row[name] for row in good if name in row], statistics.mean)
-        line |= {"worse than start": sum(_worse(row, start[row["case"]]) for row in good if row["case"] in start)}
-        line |= _cell("folds %, worst", [row["fold_percent"] for row in good if "fold_percent" in row], max)
-        line |= _cell("SDlogJ", [row["sdlogj"] for row in good if "sdlogj" in row], statistics.mean)
-        line |= _cell("seconds, median", [row["seconds"] for row in good if "seconds" in row], statistics.median)
-        line |= _cell("peak MiB", [row["peak_mib"] for row in good if "peak_mib" in row], max)
+    for tool, mine in good.items():
+        tried = sum(row["tool"] == tool for row in rows)
+        line: Row = {"program": tool, "finished": f"{len(mine)} of {tried}"}
+        for name, header, middle, digits in SUMMARY:
+            within = shared if name in ACCURACY else set(mine)
+            values = [row[name] for case, row in mine.items() if name in row and case in within]
+            line |= {header: f"{middle(values):.{digits}f}"} if values else {}
+        line["worse than start"] = sum(_worse(row, good[START][case]) for case, row in mine.items())
         table.append(line)
     return table
 
 
-def _cell(header: str, values: Sequence[float], of: Any) -> Row:
-    digits = 0 if header == "peak MiB" else 3 if header in ("Dice", "SDlogJ", "folds %, worst") else 2
-    return {header: f"{of(values):.{digits}f}"} if values else {}
-
-
 def _worse(row: Row, start: Row) -> bool:
-    if "tre_mean" in row:
-        return bool(row["tre_mean"] > start["tre_mean"])
-    return bool(row["dice_mean"] < start["dice_mean"])
+    return bool(
+        row["tre_mean"] > start["tre_mean"] if "tre_mean" in row else row["dice_mean"] < start["dice_mean"]
+    )
 
 
 def by_case(rows: Sequence[Row]) -> list[Row]:
@@ -114,9 +119,9 @@ def write_report(out: Path) -> str:
 
 def conditions(record: Row) -> str:
     """Command, date, machine and versions in words."""
-    threads = record["conditions"]["threads"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"`{record['command']}`\n\n{record['date']}; {record['machine']}; {threads} threads; {versions}."
+    versions = ", ".join(f"{name} {version}" for name, version in record["conditions"]["versions"].items())
+    where = f"{record['date']}; {record['machine']}; threads: {record['conditions']['threads']}"
+    return f"`{record['command']}`\n\n{where}; {versions}."
 
 
 # -- README ------------------------------------------------------------------------------------------------------
@@ -137,10 +142,7 @@ def update_section(page: Path, section: str, text: str) -> None:
 
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Accuracy, seconds, memory and folding, one row a program, a dot a case and a bar at the median."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     tools = tools_of(rows)
     panels = [
@@ -154,17 +156,13 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         )
         if any(name in row for row in rows)
     ]
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(3 * len(panels), 1 + 0.4 * len(tools)),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    size = (3 * len(panels), 1 + 0.4 * len(tools))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, (name, title) in zip(axes[0], panels, strict=True):
         for place, tool in enumerate(tools):
-            values = [row[name] for row in rows if row["tool"] == tool and name in row]
+            mine = [row for row in rows if row["tool"] == tool and not row.get("error")]
+            values = [row[name] for row in mine if name in row]
             axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5, markersize=4)
             if values:
                 axis.plot(
@@ -176,4 +174,3 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     axes[0][0].set_yticks(range(len(tools)), tools)
     axes[0][0].invert_yaxis()
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)

@@ -18,11 +18,11 @@ ISOTROPIC_FROM = 1.5
 
 
 def working_grid(fixed: Any) -> Any:
-    """The fixed image, resampled to cubic voxels where they are far from that."""
+    """The fixed image, resampled to cubic voxels of the finest edge where they are far from that."""
     spacing = np.array(fixed.GetSpacing())
     if spacing.max() <= ISOTROPIC_FROM * spacing.min():
         return fixed
-    edge = float(np.cbrt(spacing.prod()))
+    edge = float(spacing.min())
     size = np.maximum(np.round(np.array(fixed.GetSize()) * spacing / edge), 1).astype(int).tolist()
     corner = fixed.TransformContinuousIndexToPhysicalPoint((-0.5,) * 3)
     first = np.array(fixed.GetDirection()).reshape(3, 3) @ np.full(3, edge / 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -175,19 +176,34 @@ class LocalCorrelation:
             return with_gradient(self.value, field)
         from crossmorph.kernels import similarity
 
-        gradient = np.zeros(field.shape, np.float32)
+        box = self._box
+        corner = torch.tensor([side.start for side in box], dtype=field.dtype)[:, None, None, None]
+        part = (field[(slice(None), *box)] + corner).contiguous().numpy()
+        gradient = np.zeros(part.shape, np.float32)
         value = similarity.lncc(
-            self.fixed.contiguous().numpy(),
+            self.fixed[box].contiguous().numpy(),
             self.moving.contiguous().numpy(),
-            self.fixed_valid.float().numpy(),
+            self.fixed_valid[box].float().numpy(),
             self.moving_valid.numpy(),
-            field.contiguous().numpy(),
+            part,
             self.radius,
             self.noise,
             -1 / count,
             gradient,
         )
-        return value, torch.from_numpy(gradient)
+        whole = torch.zeros_like(field)
+        whole[(slice(None), *box)] = torch.from_numpy(gradient)
+        return value, whole
+
+    @cached_property
+    def _box(self) -> tuple[slice, ...]:
+        """What the windows around the fixed voxels in use, and the windows around those, reach."""
+        sides = []
+        for axis, size in enumerate(self.fixed_valid.shape):
+            used = self.fixed_valid.movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0]
+            ends = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+            sides.append(slice(max(ends[0] - 2 * self.radius, 0), min(ends[1] + 2 * self.radius + 1, size)))
+        return tuple(sides)
 
     def value(self, field: torch.Tensor) -> torch.Tensor:
         """The same value, differentiable, in plain torch."""
