@@ -46,9 +46,12 @@ def _panel(axis: Any, name: str, tuning: Tuning[Any]) -> None:
     for place, row in enumerate(tuning.trials):
         if name in row and "rank" in row:
             marker, colour, size = special.get(place, ("o", "tab:blue", 4))
-            axis.plot(number(row[name]), number(row["rank"]), marker, color=colour, markersize=size, alpha=0.7)
-    if tuning.space[name][2] == "log":
+            looks = {"color": colour, "markersize": size, "alpha": 0.7, "clip_on": False}
+            axis.plot(number(row[name]), number(row["rank"]), marker, **looks)
+    low, high, kind = tuning.space[name]
+    if kind == "log":
         axis.set_xscale("log")
+    axis.set_xlim(low, high)
     axis.set_title(name, fontsize=10)
     axis.set_ylim(0, 1.05)
     axis.grid(alpha=0.3)
