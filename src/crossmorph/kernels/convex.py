@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from crossmorph.kernels.parallel import JIT, over_planes
+from crossmorph.kernels.field import OMIT, ZERO, smooth_rows
+from crossmorph.kernels.parallel import Flags, Floats, compiled, over_planes
 
 
-@njit(**JIT)
-def _raw_cost(first, last, start, fixed, moving, fixed_valid, moving_valid, half, unknown, out):
+@compiled
+def _raw_cost(
+    first: int,
+    last: int,
+    start: int,
+    fixed: Floats,
+    moving: Floats,
+    fixed_valid: Flags,
+    moving_valid: Flags,
+    half: int,
+    unknown: float,
+    out: Floats,
+) -> None:
     """Sum of squared differences of every displacement; ``unknown`` where either side is not valid.
 
     fixed, moving: (I, J, C, K), the line of voxels last. out: (T, J, K, D), plane 0 being plane ``start``.
@@ -52,68 +63,56 @@ def _raw_cost(first, last, start, fixed, moving, fixed_valid, moving_valid, half
                     cell[d] = flat[d, k]
 
 
-@njit(**JIT)
-def _box_twice(rows, scratch, counted):
-    """Two 3-means in place along the first axis of (N, D); ``counted``: outside counts as zero, else left out."""
-    n = rows.shape[0]
-    third, half = np.float32(1 / 3), np.float32(1 / 2)
-    for _ in range(2):
-        scratch[0][:] = rows[0]
-        for x in range(n):
-            before = scratch[x % 2]
-            here = scratch[(x + 1) % 2]  # keeps the old value of row x for row x + 1
-            row = rows[x]
-            here[:] = row
-            if x > 0:
-                for d in range(row.size):
-                    row[d] += before[d]
-            if x < n - 1:
-                after = rows[x + 1]
-                for d in range(row.size):
-                    row[d] += after[d]
-            edges = (x == 0) + (x == n - 1)
-            scale = third if counted or edges == 0 else (half if edges == 1 else np.float32(1))
-            for d in range(row.size):
-                row[d] *= scale
-
-
-@njit(**JIT)
-def _smooth_in_plane(first, last, cost, counted):
-    scratch = np.empty((2, cost.shape[3]), np.float32)
+@compiled
+def _smooth_in_plane(first: int, last: int, cost: Floats, border: int) -> None:
+    old = np.empty((2, cost.shape[3]), np.float32)
     for t in range(first, last):
         for j in range(cost.shape[1]):
-            _box_twice(cost[t, j], scratch, counted)
+            smooth_rows(cost[t, j], old, 2, border)
         for k in range(cost.shape[2]):
-            _box_twice(cost[t, :, k], scratch, counted)
+            smooth_rows(cost[t, :, k], old, 2, border)
 
 
-@njit(**JIT)
-def _smooth_across(first, last, cost, counted):
-    scratch = np.empty((2, cost.shape[3]), np.float32)
+@compiled
+def _smooth_across(first: int, last: int, cost: Floats, border: int) -> None:
+    old = np.empty((2, cost.shape[3]), np.float32)
     for j in range(first, last):
         for k in range(cost.shape[2]):
-            _box_twice(cost[:, j, k], scratch, counted)
+            smooth_rows(cost[:, j, k], old, 2, border)
 
 
-def cost_slab(fixed, moving, fixed_valid, moving_valid, half, unknown, counted, start, stop):
-    """Smoothed cost of planes start..stop: (stop - start, J, K, D) float32. See ``crossmorph.match.cost``.
+def cost_slab(
+    fixed: Floats,
+    moving: Floats,
+    fixed_valid: Flags,
+    moving_valid: Flags,
+    half: int,
+    unknown: float,
+    counted: bool,
+    start: int,
+    stop: int,
+) -> Floats:
+    """Smoothed cost of planes start..stop: (stop - start, J, K, D). See ``match.cost.cost_volume_reference``.
 
-    ``unknown`` < 0 stands for the published rule: moving features outside the volume are zero.
+    fixed, moving: (I, J, C, K). ``unknown`` < 0 stands for the published rule: moving features outside the volume
+    are zero.
     """
-    planes = fixed.shape[0]
-    low, high = max(start - 2, 0), min(stop + 2, planes)
+    low, high = max(start - 2, 0), min(stop + 2, fixed.shape[0])
     size = (high - low, fixed.shape[1], fixed.shape[3], (2 * half + 1) ** 3)
     cost = np.empty(size, np.float32)
     inputs = (fixed, moving, fixed_valid, moving_valid)
     over_planes(_raw_cost, high - low, low, *inputs, half, np.float32(unknown), cost)
-    over_planes(_smooth_in_plane, high - low, cost, counted)
-    over_planes(_smooth_across, fixed.shape[1], cost, counted)
+    border = ZERO if counted else OMIT
+    over_planes(_smooth_in_plane, high - low, cost, border)
+    over_planes(_smooth_across, fixed.shape[1], cost, border)
     return cost[start - low : stop - low]
 
 
-@njit(**JIT)
-def _cheapest(first, last, cost, centre, theta, offsets, out):
-    """argmin_d cost + theta |d - centre|^2 -> the displacement itself; ``centre`` None-like when theta is 0."""
+@compiled
+def _cheapest(
+    first: int, last: int, cost: Floats, centre: Floats, theta: float, offsets: Floats, out: Floats
+) -> None:
+    """argmin_d cost + theta |d - centre|^2 -> the displacement itself."""
     width = offsets.size
     along = np.empty(width, np.float32)
     for t in range(first, last):
@@ -145,7 +144,7 @@ def _cheapest(first, last, cost, centre, theta, offsets, out):
                 out[t, j, k, 2] = offsets[where % width]
 
 
-def cheapest(cost, centre, theta, half):
+def cheapest(cost: Floats, centre: Floats, theta: float, half: int) -> Floats:
     """(T, J, K, D) costs and (T, J, K, 3) centres -> (T, J, K, 3) displacements in cells; first minimum wins."""
     out = np.empty(centre.shape, np.float32)
     offsets = np.arange(-half, half + 1).astype(np.float32)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
-from crossmorph.kernels.parallel import JIT, over_planes
+from crossmorph.kernels.parallel import Floats, add, compiled, over_planes
 
-
-@njit(**JIT)
-def _add(total, values):
-    for k in range(total.size):
-        total[k] += values[k]
+Offset = NDArray[np.int64]
+"""(3,): where a neighbour lies, in voxels; for a list of neighbours (n, 3)."""
 
 
-@njit(**JIT)
-def _squared_difference_line(image, i, j, a, b, out, radius):
-    """(image(p + a) - image(p + b))^2 along the line (i, j), edges clamped, with ``radius`` repeats at both ends."""
+@compiled
+def _squared_differences(image: Floats, i: int, j: int, a: Offset, b: Offset, out: Floats, radius: int) -> None:
+    """(image(p + a) - image(p + b))^2 along the line (i, j), edges clamped; ``radius`` repeats at both ends."""
     ni, nj, nk = image.shape
     first = image[min(max(i + a[0], 0), ni - 1), min(max(j + a[1], 0), nj - 1)]
     second = image[min(max(i + b[0], 0), ni - 1), min(max(j + b[1], 0), nj - 1)]
@@ -37,8 +34,8 @@ def _squared_difference_line(image, i, j, a, b, out, radius):
         out[radius + nk + t] = inner[nk - 1]
 
 
-@njit(**JIT)
-def _box_plane(image, i, a, b, radius, lines, out):
+@compiled
+def _box_plane(image: Floats, i: int, a: Offset, b: Offset, radius: int, lines: Floats, out: Floats) -> None:
     """Sum of squared differences over the (2r+1)^2 in-plane window of plane i; borders repeat the last value."""
     nj, nk = out.shape
     width = 2 * radius + 1
@@ -46,19 +43,29 @@ def _box_plane(image, i, a, b, radius, lines, out):
     ready = -1
     for j in range(nj):
         for row in range(ready + 1, min(j + radius, nj - 1) + 1):
-            _squared_difference_line(image, i, row, a, b, lines[row % width], radius)
+            _squared_differences(image, i, row, a, b, lines[row % width], radius)
             ready = row
         summed[:] = 0.0
         for step in range(-radius, radius + 1):
-            _add(summed, lines[min(max(j + step, 0), nj - 1) % width])
+            add(summed, lines[min(max(j + step, 0), nj - 1) % width])
         out[j] = summed[:nk]
         for step in range(1, width):
-            _add(out[j], summed[step : step + nk])
+            add(out[j], summed[step : step + nk])
 
 
-@njit(**JIT)
-def _distances(first, last, image, near, far, radius, scale, out, spread):
-    """Patch distances minus their minimum -> out (I, J, K, 12), their mean -> spread (I, J, K)."""
+@compiled
+def _distances(
+    first: int,
+    last: int,
+    image: Floats,
+    near: Offset,
+    far: Offset,
+    radius: int,
+    scale: float,
+    out: Floats,
+    spread: Floats,
+) -> float:
+    """Patch distances minus their minimum -> out (I, J, K, 12), their mean -> spread (I, J, K), its sum."""
     ni, nj, nk = image.shape
     channels = near.shape[0]
     width = 2 * radius + 1
@@ -79,7 +86,7 @@ def _distances(first, last, image, near, far, radius, scale, out, spread):
                 values = line[c]
                 values[:] = 0.0
                 for step in range(-radius, radius + 1):
-                    _add(values, ring[min(max(i + step, 0), ni - 1) % width, c, j])
+                    add(values, ring[min(max(i + step, 0), ni - 1) % width, c, j])
                 for k in range(nk):
                     low[k] = min(low[k], values[k])
             mean = spread[i, j]
@@ -88,7 +95,7 @@ def _distances(first, last, image, near, far, radius, scale, out, spread):
                 values = line[c]
                 for k in range(nk):
                     values[k] = (values[k] - low[k]) * scale
-                _add(mean, values)
+                add(mean, values)
             for k in range(nk):
                 mean[k] /= channels
                 total += mean[k]
@@ -97,8 +104,9 @@ def _distances(first, last, image, near, far, radius, scale, out, spread):
     return total
 
 
-@njit(**JIT)
-def _exponentials(first, last, spread, low, high, out):
+@compiled
+def _exponentials(first: int, last: int, spread: Floats, low: float, high: float, out: Floats) -> None:
+    """Distances -> exp(-distance / spread), in place."""
     for i in range(first, last):
         for j in range(out.shape[1]):
             for k in range(out.shape[2]):
@@ -108,7 +116,7 @@ def _exponentials(first, last, spread, low, high, out):
                     cell[c] = np.exp(cell[c] * inverse)
 
 
-def mind_ssc(image: np.ndarray, near: np.ndarray, far: np.ndarray, radius: int) -> np.ndarray:
+def mind_ssc(image: Floats, near: Offset, far: Offset, radius: int) -> Floats:
     """(I, J, K) float32 -> (I, J, K, 12) float32; see ``crossmorph.describe.mind.mind_ssc``."""
     image = np.ascontiguousarray(image)
     out = np.empty((*image.shape, len(near)), np.float32)

@@ -1,26 +1,53 @@
-"""Running a kernel over planes on all threads, with a result that does not depend on how many there are."""
+"""Compiling kernels, and running them over planes on all threads; the result does not depend on how many."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 
-JIT = {
-    "nogil": True,
-    "cache": True,
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-    "error_model": "numpy",
-}
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Number = float | np.float32
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
 CHUNKS = 16
 
 
+def compiled(kernel: Callable[P, R]) -> Callable[P, R]:
+    """A kernel as machine code, kept on disk. Sums may be reordered; NaN and infinity keep their meaning."""
+    fast = {"contract", "reassoc", "nsz", "arcp"}
+    dispatcher: Callable[P, R] = njit(nogil=True, cache=True, fastmath=fast, error_model="numpy")(kernel)
+    return dispatcher
+
+
+def inlined(part: Callable[P, R]) -> Callable[P, R]:
+    """A part that is compiled into the kernels that call it, where a call would be slow."""
+    dispatcher: Callable[P, R] = njit(inline="always")(part)
+    return dispatcher
+
+
+@compiled
+def add(total: Floats, values: Floats) -> None:
+    """``total`` += ``values``, two lines of voxels."""
+    for k in range(total.size):
+        total[k] += values[k]
+
+
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="crossmorph")
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"crossmorph-{process}")
 
 
 def over_planes(kernel: Callable[..., Any], planes: int, *args: Any) -> list[Any]:
@@ -29,9 +56,8 @@ def over_planes(kernel: Callable[..., Any], planes: int, *args: Any) -> list[Any
     The ranges depend on ``planes`` alone. Kernels must write to the planes of their own range only.
     """
     chunks = min(CHUNKS, planes)
-    edges = [planes * c // chunks for c in range(chunks + 1)]
-    ranges = list(zip(edges[:-1], edges[1:], strict=True))
+    ranges = list(pairwise(planes * c // chunks for c in range(chunks + 1)))
     threads = torch.get_num_threads()
     if threads == 1 or chunks == 1:
         return [kernel(first, last, *args) for first, last in ranges]
-    return list(_pool(threads).map(lambda r: kernel(r[0], r[1], *args), ranges))
+    return list(_pool(threads, os.getpid()).map(lambda r: kernel(r[0], r[1], *args), ranges))

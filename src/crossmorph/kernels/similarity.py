@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from crossmorph.kernels.parallel import JIT, over_planes
+from crossmorph.kernels.parallel import Flags, Floats, Number, add, compiled, over_planes
 
 
-@njit(**JIT)
-def _cell(place, size):
-    """Lower corner and fraction of a coordinate clamped to the volume."""
+@compiled
+def _cell(place: Number, size: int) -> tuple[int, int, Number]:
+    """The two voxels around a coordinate clamped to the volume, and the weight of the second."""
     place = min(max(place, np.float32(0)), np.float32(size - 1))
-    base = min(int(place), max(size - 2, 0))
-    return base, np.float32(place - np.float32(base))
+    low = max(min(int(place), size - 2), 0)
+    return low, min(low + 1, size - 1), np.float32(place - np.float32(low))
 
 
-@njit(**JIT)
-def _seen(valid, x0, y0, z0, x1, y1, z1):
+@compiled
+def _beyond(x: Number, y: Number, z: Number, ni: int, nj: int, nk: int) -> bool | np.bool_:
+    """Outside the box of the voxel centres."""
+    return x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
+
+
+@compiled
+def _seen(valid: Flags, x0: int, y0: int, z0: int, x1: int, y1: int, z1: int) -> bool:
     """All eight corners are valid."""
-    low = valid[x0, y0, z0] and valid[x0, y0, z1] and valid[x0, y1, z0] and valid[x0, y1, z1]
+    low: bool = valid[x0, y0, z0] and valid[x0, y0, z1] and valid[x0, y1, z0] and valid[x0, y1, z1]
     return low and valid[x1, y0, z0] and valid[x1, y0, z1] and valid[x1, y1, z0] and valid[x1, y1, z1]
 
 
-@njit(**JIT)
-def _ssd(first, last, fixed, moving, fixed_weight, moving_valid, field, scale, zeros, factor, gradient):
+@compiled
+def _ssd(
+    first: int,
+    last: int,
+    fixed: Floats,
+    moving: Floats,
+    fixed_weight: Floats,
+    moving_valid: Flags,
+    field: Floats,
+    scale: Floats,
+    zeros: bool,
+    factor: float,
+    gradient: Floats,
+) -> Number:
     """sum_p w(p) |moving(p + u) - fixed(p)|^2; the gradient with respect to u is added, times ``factor``."""
     ni, nj, nk, channels = moving.shape
     one = np.float32(1)
-    total = 0.0
+    total: Number = 0.0
     for i in range(first, last):
         for j in range(field.shape[2]):
             part = np.float32(0)
@@ -39,20 +56,17 @@ def _ssd(first, last, fixed, moving, fixed_weight, moving_valid, field, scale, z
                 x = i + field[0, i, j, k] * scale[0]
                 y = j + field[1, i, j, k] * scale[1]
                 z = k + field[2, i, j, k] * scale[2]
-                out = x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
-                x0, fx = _cell(x, ni)
-                y0, fy = _cell(y, nj)
-                z0, fz = _cell(z, nk)
-                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
+                f = fixed[i, j, k]
+                if _beyond(x, y, z, ni, nj, nk):
+                    if zeros:
+                        pull = gradient[:, i, j, k]
+                        part += weight * _outside(moving, f, x, y, z, factor * weight, scale, pull)
+                    continue
+                x0, x1, fx = _cell(x, ni)
+                y0, y1, fy = _cell(y, nj)
+                z0, z1, fz = _cell(z, nk)
                 if not _seen(moving_valid, x0, y0, z0, x1, y1, z1):
                     continue
-                if out:
-                    if not zeros:
-                        continue
-                    part += weight * _outside(moving, fixed[i, j, k], x, y, z, factor * weight, scale,
-                                              gradient[:, i, j, k])  # fmt: skip
-                    continue
-                f = fixed[i, j, k]
                 a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
                 e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
                 sx, sy, sz, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -76,9 +90,11 @@ def _ssd(first, last, fixed, moving, fixed_weight, moving_valid, field, scale, z
     return total
 
 
-@njit(**JIT)
-def _outside(moving, f, x, y, z, factor, scale, gradient):
-    """The term at a place outside the volume when outside is zero (published rule): corners drop out one by one."""
+@compiled
+def _outside(
+    moving: Floats, f: Floats, x: Number, y: Number, z: Number, factor: Number, scale: Floats, gradient: Floats
+) -> Number:
+    """The term at a place outside the volume where that is zero (published rule): corners drop out one by one."""
     ni, nj, nk, channels = moving.shape
     x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
     fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
@@ -104,15 +120,27 @@ def _outside(moving, f, x, y, z, factor, scale, gradient):
     return total
 
 
-def ssd(fixed, moving, fixed_weight, moving_valid, field, scale, zeros, factor, gradient) -> float:
+def ssd(
+    fixed: Floats,
+    moving: Floats,
+    fixed_weight: Floats,
+    moving_valid: Flags,
+    field: Floats,
+    scale: Floats,
+    zeros: bool,
+    factor: float,
+    gradient: Floats,
+) -> float:
     """See ``optimise.terms.DescriptorSSD``; arrays (I, J, K, C), field and gradient (3, I, J, K)."""
     arrays = (fixed, moving, fixed_weight, moving_valid, field)
     parts = over_planes(_ssd, field.shape[1], *arrays, scale, zeros, np.float32(factor), gradient)
     return float(factor * sum(parts))
 
 
-@njit(**JIT)
-def _sample(first, last, moving, moving_valid, field, out, slope):
+@compiled
+def _sample(
+    first: int, last: int, moving: Floats, moving_valid: Flags, field: Floats, out: Floats, slope: Floats
+) -> None:
     """out = moving(p + u) and slope (3, I, J, K), its derivative; the slope is zero where moving is not valid."""
     ni, nj, nk = moving.shape
     one = np.float32(1)
@@ -120,16 +148,14 @@ def _sample(first, last, moving, moving_valid, field, out, slope):
         for j in range(field.shape[2]):
             for k in range(field.shape[3]):
                 x, y, z = i + field[0, i, j, k], j + field[1, i, j, k], k + field[2, i, j, k]
-                outside = x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
-                x0, fx = _cell(x, ni)
-                y0, fy = _cell(y, nj)
-                z0, fz = _cell(z, nk)
-                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
+                x0, x1, fx = _cell(x, ni)
+                y0, y1, fy = _cell(y, nj)
+                z0, z1, fz = _cell(z, nk)
                 a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
                 e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
                 ab, cd, eg, hq = a + (b - a) * fz, c + (d - c) * fz, e + (g - e) * fz, h + (q - h) * fz
                 low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
-                seen = not outside and _seen(moving_valid, x0, y0, z0, x1, y1, z1)
+                seen = not _beyond(x, y, z, ni, nj, nk) and _seen(moving_valid, x0, y0, z0, x1, y1, z1)
                 out[i, j, k] = low + (high - low) * fx
                 keep = one if seen else np.float32(0)
                 slope[0, i, j, k] = keep * (high - low)
@@ -138,51 +164,55 @@ def _sample(first, last, moving, moving_valid, field, out, slope):
                 slope[2, i, j, k] = keep * (near * (one - fx) + far * fx)
 
 
-@njit(**JIT)
-def _add(total, values):
-    for k in range(total.size):
-        total[k] += values[k]
-
-
-@njit(**JIT)
-def _box_plane(plane, line, radius, out):
+@compiled
+def _box_plane(plane: Floats, line: Floats, radius: int, out: Floats) -> None:
     """Sums over (2r+1)^2 windows of (J, K), cut off at the borders."""
     nj, nk = plane.shape
     for j in range(nj):
         line[:] = 0.0
         for row in range(max(j - radius, 0), min(j + radius, nj - 1) + 1):
-            _add(line, plane[row])
+            add(line, plane[row])
         out[j] = line
         for step in range(1, min(radius, nk - 1) + 1):
-            _add(out[j, step:], line[: nk - step])
-            _add(out[j, : nk - step], line[step:])
+            add(out[j, step:], line[: nk - step])
+            add(out[j, : nk - step], line[step:])
 
 
-@njit(**JIT)
-def _sum_of_planes(ring, low, high, field, out):
+@compiled
+def _sum_of_planes(ring: Floats, low: int, high: int, number: int, out: Floats) -> None:
+    """Sum over planes low..high of one of the fields of a ring (planes, fields, J, K)."""
     for j in range(out.shape[0]):
         total = out[j]
         total[:] = 0.0
         for plane in range(low, high + 1):
-            _add(total, ring[plane % ring.shape[0], field, j])
+            add(total, ring[plane % ring.shape[0], number, j])
 
 
-@njit(**JIT)
-def _product(a, b, out):
+@compiled
+def _product(a: Floats, b: Floats, out: Floats) -> None:
     for j in range(out.shape[0]):
         x, y, z = a[j], b[j], out[j]
         for k in range(z.size):
             z[k] = x[k] * y[k]
 
 
-@njit(**JIT)
-def _correlation(first, last, fixed, moved, weight, radius, noise, coefficients):
+@compiled
+def _correlation(
+    first: int,
+    last: int,
+    fixed: Floats,
+    moved: Floats,
+    weight: Floats,
+    radius: int,
+    noise: float,
+    coefficients: Floats,
+) -> Number:
     """Squared local correlation at every voxel and the three fields its gradient is made of."""
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 5, nj, nk), np.float32)
     product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
     sums = np.empty((5, nj, nk), np.float32)
-    total = 0.0
+    total: Number = 0.0
     ready = max(first - radius, 0) - 1
     for i in range(first, last):
         low, high = max(i - radius, 0), min(i + radius, ni - 1)
@@ -216,8 +246,19 @@ def _correlation(first, last, fixed, moved, weight, radius, noise, coefficients)
     return total
 
 
-@njit(**JIT)
-def _correlation_gradient(first, last, fixed, moved, coefficients, radius, factor, slope, gradient):
+@compiled
+def _correlation_gradient(
+    first: int,
+    last: int,
+    fixed: Floats,
+    moved: Floats,
+    coefficients: Floats,
+    radius: int,
+    factor: float,
+    slope: Floats,
+    gradient: Floats,
+) -> None:
+    """Adds ``factor`` times the derivative: f sum(a) - m sum(b) - sum(c) over the window, times the slope."""
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
     line, sums = np.empty(nk, np.float32), np.empty((3, nj, nk), np.float32)
@@ -238,14 +279,25 @@ def _correlation_gradient(first, last, fixed, moved, coefficients, radius, facto
                     g[k] += factor * (f[k] * a[k] - m[k] * b[k] - c[k]) * s[k]
 
 
-def lncc(fixed, moving, weight, moving_valid, field, radius, noise, factor, gradient) -> float:
+def lncc(
+    fixed: Floats,
+    moving: Floats,
+    weight: Floats,
+    moving_valid: Flags,
+    field: Floats,
+    radius: int,
+    noise: float,
+    factor: float,
+    gradient: Floats,
+) -> float:
     """See ``optimise.terms.LocalCorrelation``: factor * sum of w * LNCC^2, its gradient in u is added."""
     moved = np.empty_like(fixed)
     slope = np.empty_like(field)
     coefficients = np.empty_like(field)
     planes = fixed.shape[0]
-    factor = np.float32(factor)
     over_planes(_sample, planes, moving, moving_valid, field, moved, slope)
     parts = over_planes(_correlation, planes, fixed, moved, weight, radius, np.float32(noise), coefficients)
-    over_planes(_correlation_gradient, planes, fixed, moved, coefficients, radius, factor, slope, gradient)
+    over_planes(
+        _correlation_gradient, planes, fixed, moved, coefficients, radius, np.float32(factor), slope, gradient
+    )
     return float(factor * sum(parts))
