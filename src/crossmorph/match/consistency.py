@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from crossmorph.optimise.terms import displaced
+from crossmorph.optimise.terms import displaced, released_stretch
 from crossmorph.resample import sample
 
 
@@ -25,8 +24,7 @@ def inverse_consistent(
     Returns:
         Both fields after the last iteration, (3, I, J, K) float32.
     """
-    sizes = torch.tensor(forward.shape[1:], dtype=torch.float32)
-    scale = sizes / (sizes - 1).clamp_min(1) if reproduce else torch.ones(3)
+    scale = released_stretch(forward.shape[1:]) if reproduce else torch.ones(3)
     for _ in range(iterations):
         there = _warp(backward, forward, scale, reproduce)
         back = _warp(forward, backward, scale, reproduce)
@@ -39,7 +37,7 @@ def _warp(values: torch.Tensor, field: torch.Tensor, scale: torch.Tensor, zeros:
     if not field.is_cuda:
         from crossmorph.kernels import field as kernels
 
-        arrays = (values.contiguous().numpy(), field.contiguous().numpy(), scale.numpy().astype(np.float32))
+        arrays = (values.contiguous().numpy(), field.contiguous().numpy(), scale.numpy())
         return torch.from_numpy(kernels.warp(*arrays, zeros))
     places = displaced(field, scale)
     if zeros:

@@ -6,7 +6,7 @@ picked; a growing coupling weight draws the two together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,7 +17,7 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights theta of |d - u|^2, in squared cells, of the six iterations."""
 
 TIE = 3e-4
-"""Weight of |d|^2 in the first pick, so that flat regions stay where they are instead of taking the first index."""
+"""Weight of |d|^2 in the first pick: flat regions stay where they are instead of taking the first index."""
 
 _HALO = len(COUPLING) + 1  # planes that one plane's result depends on: one smoothing an iteration and one before
 
@@ -29,7 +29,8 @@ def coupled_convex(
     valid: tuple[torch.Tensor, torch.Tensor] | None = None,
     balanced: bool = True,
     reproduce: bool = False,
-    memory_bytes: float = 2**30,
+    unknown: float | None = None,
+    memory_bytes: float = 2**32,
 ) -> torch.Tensor:
     """Best smooth displacement from fixed to moving descriptors of one level.
 
@@ -43,6 +44,8 @@ def coupled_convex(
         balanced: return the mean of the six kept fields (MCBO's weight balance) instead of the last (ConvexAdam).
         reproduce: windows count the outside as zero, as released, which shrinks the field at the faces; and the
             moving descriptor is zero outside.
+        unknown: cost of what is not valid on either side. None takes ``expected_cost`` of these descriptors; parts
+            of a volume need that of the whole.
         memory_bytes: the cost volume is worked on in slabs of at most about this size; the result is the same.
 
     Returns:
@@ -50,50 +53,53 @@ def coupled_convex(
     """
     if reproduce:
         valid = None
+    elif valid is not None and unknown is None:
+        unknown = costs.expected_cost(fixed, moving, *valid)
     planes, rows, columns = fixed.shape[1:]
     plane_bytes = 4 * rows * columns * (2 * half_width + 1) ** 3
     thickness = max(int(memory_bytes / plane_bytes) - 2 * (_HALO + 2), 1)
-    slabs = _slabs(fixed, moving, half_width, valid, reproduce, thickness)
+    cost = _cost(fixed, moving, half_width, valid, reproduce, unknown)
     result = torch.empty((3, planes, rows, columns), dtype=torch.float32, device=fixed.device)
-    for start, stop, low, slab in slabs:
-        iterates = _couple(slab, half_width, fixed.is_cuda, reproduce)
+    for start in range(0, planes, thickness):
+        stop = min(start + thickness, planes)
+        low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
+        iterates = _couple(cost(low, high), half_width, reproduce)
         field = torch.stack(iterates).mean(0) if balanced else iterates[-1]
         result[:, start:stop] = field[:, start - low : stop - low]
     return result
 
 
-def _slabs(
+def _cost(
     fixed: torch.Tensor,
     moving: torch.Tensor,
     half_width: int,
     valid: tuple[torch.Tensor, torch.Tensor] | None,
     counted: bool,
-    thickness: int,
-) -> Iterator[tuple[int, int, int, torch.Tensor]]:
-    """Yields (start, stop, low, cost of planes low..) with the halo that planes start..stop depend on."""
-    planes = fixed.shape[1]
+    unknown: float | None,
+) -> Callable[[int, int], torch.Tensor]:
+    """The cost volume as a function of the planes wanted, first to one after the last."""
     if fixed.is_cuda:
-        whole = costs.cost_volume_reference(fixed, moving, half_width, valid, counted)
-        yield 0, planes, 0, whole
-        return
+        return lambda low, high: costs.cost_volume_reference(
+            fixed, moving, half_width, valid, counted, unknown, (low, high)
+        )
     from crossmorph.kernels import convex
 
+    f, m = (x.permute(1, 2, 0, 3).contiguous().numpy() for x in (fixed, moving))
     everywhere = torch.ones(fixed.shape[1:], dtype=torch.bool)
-    unknown = costs.expected_cost(fixed, moving, *valid) if valid is not None else -1.0
-    seen = valid if valid is not None else (everywhere, everywhere)
-    lines = [x.permute(1, 2, 0, 3).contiguous().numpy() for x in (fixed, moving)]
-    masks = [x.contiguous().numpy() for x in seen]
-    for start in range(0, planes, thickness):
-        stop = min(start + thickness, planes)
-        low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
-        slab = convex.cost_slab(*lines, *masks, half_width, unknown, counted, low, high)
-        yield start, stop, low, torch.from_numpy(slab)
+    f_valid, m_valid = (x.contiguous().numpy() for x in (valid or (everywhere, everywhere)))
+    outside = unknown if valid is not None and unknown is not None else -1.0
+
+    def compiled(low: int, high: int) -> torch.Tensor:
+        slab = convex.cost_slab(f, m, f_valid, m_valid, half_width, outside, counted, low, high)
+        return torch.from_numpy(slab)
+
+    return compiled
 
 
-def _couple(cost: torch.Tensor, half_width: int, plain: bool, counted: bool) -> list[torch.Tensor]:
+def _couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Tensor]:
     """The six kept fields of one slab, each (3, T, J, K)."""
     field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
-    pick = _cheapest_reference if plain else _cheapest
+    pick = _cheapest_reference if cost.is_cuda else _cheapest
     field = _mean3(pick(cost, field, 0.0 if counted else TIE, half_width), counted)
     kept = []
     for theta in COUPLING:
@@ -116,8 +122,7 @@ def _cheapest(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width:
 def _cheapest_reference(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
     """argmin_d cost + theta |d - u|^2, as displacements in cells."""
     steps = costs.offsets(half_width, cost.device)
-    total = cost
-    if theta:
-        squares = [theta * (steps[:, a] - field[a][..., None]) ** 2 for a in range(3)]
-        total = cost + squares[0] + squares[1] + squares[2]
+    total = cost.clone()
+    for axis in range(3):
+        total += theta * (steps[:, axis] - field[axis][..., None]) ** 2
     return steps[total.argmin(-1)].permute(3, 0, 1, 2)

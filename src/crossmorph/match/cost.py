@@ -5,6 +5,7 @@ The displacement index runs over (d0, d1, d2), d2 fastest, each from -half_width
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -21,13 +22,16 @@ def expected_cost(
     """Mean squared distance of a random valid fixed descriptor to a random valid moving one.
 
     It stands for the cost of what cannot be seen, so that the outside of a field of view neither attracts nor
-    repels: E|f|^2 + E|m|^2 - 2 E[f].E[m].
+    repels: E|f|^2 + E|m|^2 - 2 E[f].E[m]. Numpy's sums, unlike torch's, do not depend on the number of threads.
     """
-    f, m = fixed[:, fixed_valid].double(), moving[:, moving_valid].double()
-    if f.shape[1] == 0 or m.shape[1] == 0:
+    if not fixed_valid.any() or not moving_valid.any():
         return 0.0
-    square = (f**2).sum(0).mean() + (m**2).sum(0).mean()
-    return float(square - 2 * (f.mean(1) * m.mean(1)).sum())
+    total = 0.0
+    for one, other in zip(fixed, moving, strict=True):
+        f, m = one[fixed_valid].cpu().numpy(), other[moving_valid].cpu().numpy()
+        total += np.square(f).mean(dtype=np.float64) + np.square(m).mean(dtype=np.float64)
+        total -= 2 * f.mean(dtype=np.float64) * m.mean(dtype=np.float64)
+    return float(total)
 
 
 def smooth_twice(volume: torch.Tensor, counted: bool) -> torch.Tensor:
@@ -43,6 +47,8 @@ def cost_volume_reference(
     half_width: int,
     valid: tuple[torch.Tensor, torch.Tensor] | None = None,
     counted: bool = False,
+    unknown: float | None = None,
+    planes: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Smoothed SSD cost volume in plain torch.
 
@@ -51,25 +57,28 @@ def cost_volume_reference(
     Args:
         fixed, moving: (C, I, J, K) descriptors of one level.
         half_width: reach of the search in cells; D = (2 half_width + 1)^3.
-        valid: (I, J, K) bool of fixed and moving. A pair with one side not valid or outside costs
-            ``expected_cost``. None is the published rule: outside, the moving descriptor is zero, so that leaving
-            the volume costs |fixed|^2.
+        valid: (I, J, K) bool of fixed and moving. A pair with one side not valid or outside costs ``unknown``.
+            None is the published rule: outside, the moving descriptor is zero, so that leaving the volume costs
+            |fixed|^2.
         counted: the windows count outside cells as zero (published).
+        unknown: None takes ``expected_cost`` of these descriptors; parts of a volume need that of the whole.
+        planes: compute these planes, first to one after the last, instead of 0 to I.
 
     Returns:
         (I, J, K, D) float32.
     """
-    shape = fixed.shape[1:]
-    pad = (half_width,) * 6
-    padded = F.pad(moving, pad)
+    start, stop = planes or (0, fixed.shape[1])
+    low, high = max(start - 2, 0), min(stop + 2, fixed.shape[1])  # what the windows reach
+    shape = (high - low, *fixed.shape[2:])
+    here, padded = fixed[:, low:high], F.pad(moving, (half_width,) * 6)
     if valid is not None:
-        unknown = expected_cost(fixed, moving, *valid)
-        seen = F.pad(valid[1], pad)
-    costs = []
-    for i, j, k in (offsets(half_width) + half_width).int().tolist():
-        window = (slice(i, i + shape[0]), slice(j, j + shape[1]), slice(k, k + shape[2]))
-        cost = ((fixed - padded[(slice(None), *window)]) ** 2).sum(0)
+        outside = expected_cost(fixed, moving, *valid) if unknown is None else unknown
+        seen = F.pad(valid[1], (half_width,) * 6)
+    costs = torch.empty((stop - start, *shape[1:], (2 * half_width + 1) ** 3), device=fixed.device)
+    for number, (i, j, k) in enumerate((offsets(half_width) + half_width).int().tolist()):
+        window = (slice(low + i, high + i), slice(j, j + shape[1]), slice(k, k + shape[2]))
+        cost = ((here - padded[(slice(None), *window)]) ** 2).sum(0)
         if valid is not None:
-            cost = torch.where(valid[0] & seen[window], cost, unknown)
-        costs.append(smooth_twice(cost[None, None], counted)[0, 0])
-    return torch.stack(costs, -1)
+            cost = torch.where(valid[0][low:high] & seen[window], cost, outside)
+        costs[..., number] = smooth_twice(cost[None, None], counted)[0, 0, start - low : stop - low]
+    return costs

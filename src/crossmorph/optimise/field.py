@@ -53,8 +53,8 @@ def refine(
         smoothness: weight of ``terms.diffusion`` of w, in control voxels.
         fold_weight: weight of ``terms.folding`` of w; 0 for none.
         learning_rate: in control voxels.
-        anchor: (3, A, B, C) a field that costs nothing: diffusion is that of w - anchor. A large smooth motion found
-            before is then not pulled back to zero.
+        anchor: (3, A, B, C) a field that costs nothing: diffusion is that of w - anchor. A large smooth motion
+            found before is then not pulled back to zero.
         reproduce: means count the outside as zero, and the field of the last evaluation is returned, that is, the
             last step is not used, as released.
         each: called with (iteration, value).

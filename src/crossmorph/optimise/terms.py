@@ -7,7 +7,7 @@ do the work; the torch formulas here are the reference and run on any other devi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,7 +98,8 @@ class DescriptorSSD:
     Args:
         fixed, moving: (C, I, J, K) descriptors on one grid.
         fixed_valid, moving_valid: (I, J, K) bool. Voxels that are not valid on either side add nothing.
-        reproduce: the released sampling: displacements are N / (N - 1) too long and the outside is zero.
+        reproduce: the released sampling: displacements are N / (N - 1) too long, the outside is zero, and the
+            moving image counts everywhere.
     """
 
     fixed: torch.Tensor
@@ -115,8 +116,7 @@ class DescriptorSSD:
     @property
     def scale(self) -> torch.Tensor:
         """(3,): factor on displacements; 1 unless the released mismatch is reproduced."""
-        sizes = torch.tensor(self.fixed.shape[1:], dtype=torch.float32)
-        return sizes / (sizes - 1) if self.reproduce else torch.ones(3)
+        return released_stretch(self.fixed.shape[1:]) if self.reproduce else torch.ones(3)
 
     def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Value and gradient at a displacement (3, I, J, K) in voxels."""
@@ -130,7 +130,7 @@ class DescriptorSSD:
             self.fixed.permute(1, 2, 3, 0).numpy(),
             self.moving.permute(1, 2, 3, 0).numpy(),
             self.fixed_valid.float().numpy(),
-            self.moving_valid.numpy(),
+            (self.moving_valid | self.reproduce).numpy(),
             field.contiguous().numpy(),
             self.scale.numpy(),
             self.reproduce,
@@ -225,7 +225,9 @@ class LocalCorrelation:
         return -(squared * self.fixed_valid).sum() / max(int(self.fixed_valid.sum()), 1)
 
 
-def with_gradient(value: Callable[[torch.Tensor], torch.Tensor], field: torch.Tensor) -> tuple[float, torch.Tensor]:
+def with_gradient(
+    value: Callable[[torch.Tensor], torch.Tensor], field: torch.Tensor
+) -> tuple[float, torch.Tensor]:
     """Value and gradient of a differentiable function of a field."""
     field = field.detach().requires_grad_(True)
     result = value(field)
@@ -233,12 +235,21 @@ def with_gradient(value: Callable[[torch.Tensor], torch.Tensor], field: torch.Te
     return result.item(), gradient
 
 
-def displaced(field: torch.Tensor, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+def released_stretch(shape: Sequence[int]) -> torch.Tensor:
+    """(3,) N / (N - 1): by how much the released code samples displacements too far.
+
+    It normalises them for places where -1 and 1 are voxel centres and samples where those are voxel faces.
+    """
+    sizes = torch.tensor(list(shape), dtype=torch.float32)
+    return sizes / (sizes - 1).clamp_min(1)
+
+
+def displaced(field: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """(3, I, J, K) displacement in voxels -> (I, J, K, 3) voxel coordinates p + scale * u(p)."""
     lines = [torch.arange(n, device=field.device, dtype=field.dtype) for n in field.shape[1:]]
     identity = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
     step = field.permute(1, 2, 3, 0)
-    return identity + (step * scale.to(step) if isinstance(scale, torch.Tensor) else step)
+    return identity + (step if scale is None else step * scale.to(step))
 
 
 def in_view(places: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
