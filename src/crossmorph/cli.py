@@ -35,11 +35,11 @@ Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but the verdict is failed."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input becomes one line on stderr and exit code 2."""
-    command: Any = tyro.cli(Command, prog="crossmorph", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type]  # a union of commands
+    command: Any = tyro.cli(Command, prog="crossmorph", description=DESCRIPTION, args=arguments)
     try:
         code: int = command.run()
     except InputError as error:
-        print(f"crossmorph: {error}", file=sys.stderr)
+        print("crossmorph:", *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("crossmorph: stopped", file=sys.stderr)

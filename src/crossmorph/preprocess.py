@@ -58,8 +58,8 @@ def masked(image: Image, mask: Image | Labels, name: str = "mask") -> Image:
     where = str(mask.source or name)
     if not inside.any():
         raise InputError(f"{where} is empty: no voxel is above zero; a mask is true where voxels count")
-    drawn = resample(Image(inside[None].float(), mask.grid, torch.ones_like(inside)), image.grid, mode="nearest", fill=0)
-    chosen = image.valid & (drawn.data[0] > 0.5)
+    drawn = Image(inside[None].float(), mask.grid, torch.ones_like(inside))
+    chosen = image.valid & (resample(drawn, image.grid, mode="nearest", fill=0).data[0] > 0.5)
     count, volume = int(inside.sum()), int(inside.sum()) * mask.grid.voxel_volume
     if not chosen.any():
         raise InputError(
@@ -119,13 +119,14 @@ def _shifted(image: Image, grid: Grid, shift: list[int]) -> Image:
 
 
 def fill_invalid(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """(I, J, K) with every invalid voxel replaced by about the nearest valid value (nearest block of 2^3 voxels)."""
+    """(I, J, K) with every invalid voxel replaced by about the nearest valid value (of a block of 2^3 voxels)."""
     if valid.all() or not valid.any():
         return values
     counts = F.avg_pool3d(valid[None, None].float(), 2, ceil_mode=True)[0, 0]
     sums = F.avg_pool3d((values * valid)[None, None], 2, ceil_mode=True)[0, 0]
     coarse = sums / counts.clamp_min(1e-6)
-    nearest = ndimage.distance_transform_edt((counts == 0).cpu().numpy(), return_distances=False, return_indices=True)
+    empty = (counts == 0).cpu().numpy()
+    nearest = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
     i, j, k = (torch.from_numpy(index).to(values.device) for index in nearest)
     filled = coarse[i, j, k]
     for axis, size in enumerate(values.shape):
@@ -136,15 +137,15 @@ def fill_invalid(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def foreground(image: Image, margin_mm: float = 8.0) -> torch.Tensor:
     """Where the body is: (I, J, K) bool, generous; everything valid where no background stands out.
 
-    Voxels, after pooling to about 4 mm (or a 48th of the field of view), that differ from the commonest value at the
-    faces of the volume by more than a tenth of the range between the 2nd and 98th percentile; the largest such
+    Voxels, after pooling to about 4 mm (or a 48th of the field of view), that differ from the commonest value at
+    the faces of the volume by more than a tenth of the range between the 2nd and 98th percentile; the largest such
     part, holes filled, widened by ``margin_mm`` or two blocks.
     """
     size = float(image.grid.spacing.mean())
     step = max(1, round(max(4.0 / size if size > 0.5 else 0.0, max(image.grid.shape) / 48)))
-    values = F.avg_pool3d((image.data[:1] * image.valid)[None], step, ceil_mode=True)[0, 0]
+    sums = F.avg_pool3d((image.data[:1] * image.valid)[None], step, ceil_mode=True)[0, 0]
     weight = F.avg_pool3d(image.valid[None, None].float(), step, ceil_mode=True)[0, 0]
-    values = (values / weight.clamp_min(1e-6)).cpu().numpy()
+    values = (sums / weight.clamp_min(1e-6)).cpu().numpy()
     seen = weight.cpu().numpy() > 0.25
     if not seen.any():
         return image.valid

@@ -12,7 +12,15 @@ import torch
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
-from crossmorph.preprocess import check_registrable, foreground, masked, normalised, of_one_kind, onto, working_grid
+from crossmorph.preprocess import (
+    check_registrable,
+    foreground,
+    masked,
+    normalised,
+    of_one_kind,
+    onto,
+    working_grid,
+)
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
 from crossmorph.settings import Mcbo, check, load_settings
@@ -76,8 +84,7 @@ def register(
     field = mcbo(volumes[0], volumes[1:], settings, journal, one_kind, seed)
     with journal.stage("transform"):
         dense = _displacement(field.cpu(), grid)
-        spaces = {"fixed_grid": fixed.grid, "moving_grid": movings[0].grid}
-        transform = Chain((dense, start), **spaces)
+        transform = Chain((dense, start), fixed_grid=fixed.grid, moving_grid=movings[0].grid)
     result = Result(fixed, tuple(movings), transform, settings, journal, seed, str(where), target, tuple(chosen))
     with journal.stage("judge"):
         result.verdict  # noqa: B018  # computed here so that its time is counted
@@ -105,21 +112,24 @@ def _checked(
         movings = [masked(image, moving_mask, "the moving mask") for image in movings]
     for image in (fixed, *movings):
         check_registrable(image)
-    return replace(fixed, space="fixed"), [replace(image, space="moving") for image in movings]
+    names = _distinct([image.name for image in movings])
+    movings = [replace(image, space="moving", name=name) for image, name in zip(movings, names, strict=True)]
+    return replace(fixed, space="fixed"), movings
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, all of them numbered where two are equal: results are told apart by them."""
+    return names if len(set(names)) == len(names) else [f"{n}_{name}" for n, name in enumerate(names, start=1)]
 
 
 def _one_frame(image: Image, frame: int | str, journal: Journal) -> Image:
+    if frame != "mean" and (not isinstance(frame, int) or not 0 <= frame < image.channels):
+        frames = f"frames 0 to {image.channels - 1}" if image.channels > 1 else "the one frame 0"
+        raise InputError(f"{image.name} has {frames}; frame must be a number of these or 'mean', not {frame!r}")
     if image.channels == 1:
         return image
-    if frame == "mean":
-        journal.note(f"frame of {image.name}", "mean")
-        return image.mean_frame()
-    if not isinstance(frame, int) or not 0 <= frame < image.channels:
-        raise InputError(
-            f"{image.name} has frames 0 to {image.channels - 1}; frame must be one of them or 'mean', not {frame!r}"
-        )
     journal.note(f"frame of {image.name}", frame)
-    return image.frame(frame)
+    return image.mean_frame() if frame == "mean" else image.frame(int(frame))
 
 
 def _start(fixed: Image, moving: Image, initial: str | Transform) -> Affine:
@@ -127,7 +137,7 @@ def _start(fixed: Image, moving: Image, initial: str | Transform) -> Affine:
     if isinstance(initial, Affine):
         return initial
     if isinstance(initial, Transform):
-        raise InputError("the initial transform must be linear (rigid or affine); this one holds a displacement field")
+        raise InputError("the initial transform must be linear, but this one holds a displacement field")
     if initial == "header":
         return Affine.identity()
     if initial == "center-of-mass":
@@ -154,8 +164,8 @@ def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
         gap = gap_mm(fixed.grid, moved)
         if gap > 0:
             raise InputError(
-                f"{moving.name} lies {gap:.0f} mm away from {fixed.name}: their boxes do not meet under this start. "
-                "Try --initial center-of-mass, or give a transform file"
+                f"{moving.name} lies {gap:.0f} mm away from {fixed.name}: their boxes do not meet under this "
+                "start. Try --initial center-of-mass, or give a transform file"
             )
 
 
@@ -167,8 +177,8 @@ def _volumes(
         grid = fixed.grid
         fixed_drawn = fixed
     else:
-        steps = (*settings.levels, *(s.level * s.control for s in settings.refine))
-        multiple = lcm(*settings.levels, *(s.level for s in settings.refine)) if not settings.weights else lcm(*steps)
+        steps = [s.level * (s.control if settings.weights else 1) for s in settings.refine]
+        multiple = lcm(*settings.levels, *steps)
         grid = working_grid(fixed.grid, [m.grid for m in movings], settings.spacing_mm, multiple)
         fixed_drawn = onto(fixed, grid)
     drawn = [fixed_drawn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image
+from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
 from crossmorph.resample import downsample, resample
 from crossmorph.settings import Mcbo, to_dict
-from crossmorph.space import overlap_fraction
+from crossmorph.space import Grid, overlap_fraction
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, folding, jacobian_determinant
 from crossmorph.verdict import Verdict, judge
 
@@ -56,6 +58,13 @@ class Result:
         assert isinstance(dense, DisplacementField)
         return dense
 
+    @property
+    def start(self) -> Affine:
+        """The linear part, which the search started from."""
+        start = self.transform.transforms[-1]
+        assert isinstance(start, Affine)
+        return start
+
     @cached_property
     def inverse(self) -> Transform:
         """From moving to fixed points."""
@@ -74,49 +83,38 @@ class Result:
     def scores(self) -> dict[str, Any]:
         """Agreement before and after, and how regular the transform is.
 
-        ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image in the common
-        valid part before (under the start) and after. ``overlap``: share of the fixed valid voxels that see valid
-        moving data. ``folded``: share of them with a Jacobian of at most zero. ``inverse_residual_mm``: 95th
-        percentile and largest |T(T^-1(y)) - y| where the inverse is covered. ``displacement_mm``: median and largest.
+        ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image, where both
+        are valid before (under the start) and after. ``overlap``: share of the fixed valid voxels that see valid
+        moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and largest.
+        ``inverse_residual_mm``: |T(T^-1(y)) - y| where the inverse is covered, and ``displacement_mm``: lengths of
+        the deformable part on the fixed valid voxels; median, 95th percentile and largest.
         """
-        grid = self.fixed.grid
-        shrink = (np.prod(grid.shape) / SCORE_VOXELS) ** (1 / 3)
-        coarse = grid.resized([max(2, round(n / max(shrink, 1))) for n in grid.shape])
-        fixed = downsample(self.fixed_frame, coarse) if shrink > 1 else self.fixed_frame
-        start = self.transform.transforms[-1]
+        fixed = _at_most(self.fixed_frame, SCORE_VOXELS)
+        coarse = fixed.grid
         pairs = []
         for moving in self.moving_frames:
             moving = _blurred_like(moving, coarse)
-            before = resample(moving, coarse, start if isinstance(start, Affine) else None)
-            after = resample(moving, coarse, self.transform)
-            pairs.append((before, after))
-        common = fixed.valid & pairs[0][0].valid & pairs[0][1].valid
+            pairs.append((resample(moving, coarse, self.start), resample(moving, coarse, self.transform)))
         determinant = jacobian_determinant(self.transform, coarse)
         inversion = self.displacement.inversion
         residual = inversion.residual_mm[inversion.covered]
-        length = self.displacement.resampled(coarse).field.norm(dim=0)[fixed.valid]
+        length = self.displacement.displacements(coarse).norm(dim=0)[fixed.valid]
         return {
             "nmi": {
-                moving.name: {
-                    "before": _nmi(fixed, before, common),
-                    "after": _nmi(fixed, after, common),
-                }
-                for moving, (before, after) in zip(self.moving_frames, pairs, strict=True)
+                after.name: dict(zip(("before", "after"), _nmi(fixed, before, after), strict=True))
+                for before, after in pairs
             },
             "overlap": float((fixed.valid & pairs[0][1].valid).sum() / fixed.valid.sum()),
             "folded": folding(determinant, fixed.valid),
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
-            "inverse_residual_mm": {
-                "p95": float(np.percentile(residual.numpy(), 95)) if residual.numel() else 0.0,
-                "max": float(residual.max()) if residual.numel() else 0.0,
-            },
-            "displacement_mm": {"median": float(length.median()), "max": float(length.max())},
+            "inverse_residual_mm": _spread(residual),
+            "displacement_mm": _spread(length),
         }
 
     @cached_property
     def verdict(self) -> Verdict:
         """Whether the result can be trusted, with reasons."""
-        return judge(self.scores, float(self.fixed.grid.spacing.max()))
+        return judge(self.scores, self.fixed.grid.spacing.tolist())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -131,7 +129,7 @@ class Result:
             "device": self.device,
             "inputs": {"fixed": _described(self.fixed), "moving": [_described(image) for image in self.movings]},
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
-            "start": _matrix(self.transform.transforms[-1]),
+            "start": self.start.matrix.tolist(),
             "stages": self.journal.stages,
             "versions": versions(),
             "machine": machine(),
@@ -151,11 +149,13 @@ class Result:
         with self.journal.stage("warp"):
             warped = [self.warped if n == 0 else self.warp(image) for n, image in enumerate(self.movings)]
             supported = self.fixed.valid & warped[0].valid
-            validity = Image(supported[None].float(), self.fixed.grid, torch.ones_like(supported), dtype=np.dtype(np.uint8))
+            whole = torch.ones_like(supported)
+            validity = Image(supported[None].float(), self.fixed.grid, whole, dtype=np.dtype(np.uint8))
             inverse = self.inverse
         with atomic_directory(out, overwrite) as folder:
             with self.journal.stage("write"):
-                for name, image in zip(_names([image.name for image in warped]), warped, strict=True):
+                for image in warped:
+                    name = "warped" if len(warped) == 1 else f"warped_{image.name}"
                     io.write(image, folder / f"{name}.nii.gz")
                 io.write(validity, folder / "validity.nii.gz")
                 io.write_transform(self.transform, folder / "forward.h5")
@@ -167,14 +167,16 @@ class Result:
         return f"Result({self.fixed.name} <- {', '.join(m.name for m in self.movings)}: {self.verdict})"
 
 
-def _names(stems: list[str]) -> list[str]:
-    """File names of the warped images; equal stems are numbered."""
-    if len(stems) == 1:
-        return ["warped"]
-    return [f"warped_{s}" if stems.count(s) == 1 else f"warped_{s}_{n}" for n, s in enumerate(stems, start=1)]
+def _at_most(image: Image, voxels: int) -> Image:
+    """The image, made coarser where it has more voxels, unless its mask is too thin for that."""
+    shrink = (np.prod(image.grid.shape) / voxels) ** (1 / 3)
+    if shrink <= 1:
+        return image
+    coarse = downsample(image, image.grid.resized([max(2, round(n / shrink)) for n in image.grid.shape]))
+    return coarse if coarse.valid.any() else image
 
 
-def _blurred_like(moving: Image, grid: Any) -> Image:
+def _blurred_like(moving: Image, grid: Grid) -> Image:
     """The moving image on a grid of its own as coarse as ``grid``, so that it can be sampled without aliasing."""
     spacing = np.maximum(moving.grid.spacing, float(grid.spacing.min()))
     if np.allclose(spacing, moving.grid.spacing, rtol=0.3):
@@ -182,10 +184,20 @@ def _blurred_like(moving: Image, grid: Any) -> Image:
     return replace(downsample(moving, moving.grid.respaced(spacing)), name=moving.name)
 
 
-def _nmi(fixed: Image, moved: Image, common: torch.Tensor) -> float | None:
-    if int(common.sum()) < 64:
-        return None
-    return round(normalised_mutual_information(fixed.data[0], moved.data[0], common.numpy(), bins=32), 4)
+def _nmi(fixed: Image, before: Image, after: Image) -> list[float | None]:
+    """Before and after; None where too little is seen, or both images are constant there."""
+    common = fixed.valid & before.valid & after.valid
+    if int(common.sum()) < MIN_VOXELS:
+        return [None, None]
+    values = [normalised_mutual_information(fixed, moved, common.numpy(), bins=32) for moved in (before, after)]
+    return [None if math.isnan(value) else round(value, 4) for value in values]
+
+
+def _spread(lengths: torch.Tensor) -> dict[str, float]:
+    if not lengths.numel():
+        return {"median": 0.0, "p95": 0.0, "max": 0.0}
+    median, p95, largest = np.percentile(lengths.numpy(), (50, 95, 100))
+    return {"median": round(float(median), 4), "p95": round(float(p95), 4), "max": round(float(largest), 4)}
 
 
 def _described(image: Image) -> dict[str, Any]:
@@ -201,7 +213,3 @@ def _described(image: Image) -> dict[str, Any]:
         "valid_voxels": int(image.valid.sum()),
         "notes": list(image.notes),
     }
-
-
-def _matrix(transform: Transform) -> list[list[float]] | None:
-    return transform.matrix.tolist() if isinstance(transform, Affine) else None

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from crossmorph.errors import InputError
 
 PRESETS = Path(__file__).parent / "presets"
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def load_settings(system: str = "mcbo", preset: str | Path = "default") -> Mcbo:
     return from_dict(kind, content, str(path))
 
 
-def from_dict(kind: type[Any], content: dict[str, Any], source: str) -> Any:
+def from_dict(kind: type[S], content: dict[str, Any], source: str) -> S:
     """A settings dataclass from plain values, every key and type checked."""
     hints = typing.get_type_hints(kind)
     for key in content:
@@ -137,7 +140,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             raise InputError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
         return value
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise InputError(f"{where} must be a list, not {value!r}")
         return tuple(_converted(item, args[0], where) for item in value)
     if dataclasses.is_dataclass(hint):
@@ -151,13 +154,15 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def check(settings: Any, source: str = "settings") -> Any:
+def check(settings: S, source: str = "settings") -> S:
     """Refuse values that cannot work; returns the settings."""
 
     def need(good: bool, key: str, rule: str) -> None:
         if not good:
             raise InputError(f"{source}: {key} must be {rule}, not {getattr(settings, key)!r}")
 
+    for key, value in vars(settings).items():
+        need(not isinstance(value, float) or math.isfinite(value), key, "finite")
     if isinstance(settings, Refinement):
         need(settings.level >= 1, "level", "at least 1")
         need(settings.control >= 1, "control", "at least 1")
@@ -182,10 +187,10 @@ def check(settings: Any, source: str = "settings") -> Any:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Plain values of a settings dataclass, as a preset or a record holds them."""
+    """Plain values of a settings dataclass, as a preset or a record holds them; ``from_dict`` reads them."""
     return dataclasses.asdict(settings)
 
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, 1, 0.4)
-    return f"; did you mean {close[0]!r}? " if close else "; " + f"known are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -79,9 +79,9 @@ class Register:
         from crossmorph.settings import load_settings
 
         files.check_output(self.output, self.overwrite)
+        if self.settings and self.preset != "default":
+            raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
         settings = load_settings(self.system, self.settings or self.preset)
-        if not self.moving:
-            raise InputError("give at least one moving image after the fixed one")
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
@@ -106,15 +106,22 @@ class Register:
         if self.json:
             print(json.dumps(result.record))
         elif not self.quiet:
-            console = Console(highlight=False, soft_wrap=True)
+            console = Console(highlight=False, soft_wrap=True, markup=False)
+            for image in (result.fixed, *result.movings):
+                for note in image.notes:
+                    console.print(f"{image.name}: {note}")
             seconds = sum(entry["seconds"] for entry in result.journal.stages)
-            console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s", markup=False)
+            console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
 
 
 def _initial(given: str) -> str | Transform:
     from crossmorph import io
 
-    return given if given in ("header", "center-of-mass") else io.read_transform(given)
+    if given in ("header", "center-of-mass"):
+        return given
+    if not Path(given).exists():
+        raise InputError(f"--initial must be header, center-of-mass or a transform file, not {given!r}")
+    return io.read_transform(given)
 
 
 @contextmanager
