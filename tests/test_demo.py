@@ -13,6 +13,9 @@ from crossmorph.commands.demo import Demo
 from crossmorph.image import Image
 from crossmorph.report import figures
 from crossmorph.transform import DisplacementField
+from crossmorph.verdict import Verdict
+
+VERDICT = Verdict("ok", ("by construction",))
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def registered_by_truth(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(
             transform=transform,
             warped=transform.apply(moving),
-            verdict="ok",
+            verdict=VERDICT,
             save=lambda folder, overwrite: folder.mkdir(exist_ok=overwrite),
         )
 
@@ -51,6 +54,7 @@ def test_demo_measures_and_leaves_everything(tmp_path: Path, capsys: pytest.Capt
     assert float(error[0]) > 4
     assert float(error[1]) < 0.5  # the truth, but for the coarse grid
     assert float(dice[0]) + 0.05 < float(dice[1])
+    assert "verdict: ok (by construction)" in told
     assert str(out / "before_after.png") in told
     assert {p.name for p in out.iterdir()} == {
         "before_after.png",
@@ -66,6 +70,15 @@ def test_demo_measures_and_leaves_everything(tmp_path: Path, capsys: pytest.Capt
     pair = phantom.make_pair(seed=4)
     assert torch.equal(io.read(out / "moving.nii.gz").data, pair.moving.data)
     assert torch.allclose(io.read_points(out / "moving_points.csv").xyz, pair.moving_points.xyz, atol=1e-5)
+
+
+@pytest.mark.usefixtures("registered_by_truth")
+def test_a_failed_verdict_is_exit_code_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "VERDICT", Verdict("failed", ("worse than before",)))
+    assert Demo(tmp_path).run() == 3
+    assert "verdict: failed (worse than before)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("registered_by_truth")
@@ -88,5 +101,14 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_demo_registers_the_phantom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Demo(tmp_path / "demo", quiet=True).run() == 0
     told = capsys.readouterr().out
-    cells = next(line for line in told.splitlines() if "mean error" in line).split("│")
-    assert float(cells[3]) < 0.4 * float(cells[2])
+    rows = {line.split("│")[1].split()[1]: line.split("│")[2:4] for line in told.splitlines() if "│" in line}
+    assert float(rows["error"][1]) < 0.3 * float(rows["error"][0])
+    assert float(rows["percentile,"][1]) < 0.4 * float(rows["percentile,"][0])
+    assert float(rows["Dice"][1]) > float(rows["Dice"][0]) + 0.2
+    assert {p.name for p in (tmp_path / "demo" / "result").iterdir()} == {
+        "forward.h5",
+        "inverse.h5",
+        "record.json",
+        "validity.nii.gz",
+        "warped.nii.gz",
+    }

@@ -22,7 +22,7 @@ class Demo:
     """Register a generated pair: a CT-like and an MR-like scan of one trunk with a known deformation between.
 
     Prints the error in mm and the overlap of the organs before and after. The output folder then holds the
-    volumes, the landmarks, the result and pictures.
+    volumes, the landmarks, the result and pictures. Exit code 3: the verdict on the result is failed.
     """
 
     output: Annotated[Path, arg(aliases=("-o",))] = Path("demo-output")
@@ -39,6 +39,7 @@ class Demo:
         from rich.console import Console
 
         from crossmorph import register
+        from crossmorph.commands.register import progress_bar
         from crossmorph.phantom import make_pair
 
         console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -46,14 +47,15 @@ class Demo:
         _write_inputs(pair, self.output)
         console.print(f"fixed:  {pair.fixed}\nmoving: {pair.moving}")
         start = time.perf_counter()
-        result = register(pair.fixed, pair.moving, seed=self.seed)
+        with progress_bar(self.quiet) as progress:
+            result = register(pair.fixed, pair.moving, seed=self.seed, progress=progress)
+            result.save(self.output / "result", overwrite=True)
         seconds = time.perf_counter() - start
-        result.save(self.output / "result", overwrite=True)
-        console.print(f"registered in {seconds:.1f} s; verdict: {result.verdict}")
+        console.print(f"registered and saved in {seconds:.1f} s; verdict: {result.verdict}")
         console.print(_scores(pair, result.transform))
         console.print(f"volumes, landmarks and the result are in {self.output}")
         console.print(_draw(pair, result.warped, result.transform, self.output))
-        return 0
+        return 3 if result.verdict.status == "failed" else 0
 
 
 def _write_inputs(pair: PhantomPair, folder: Path) -> None:

@@ -137,4 +137,5 @@ def progress_bar(quiet: bool) -> Iterator[Progress | None]:
     columns = (TextColumn("{task.description:<18}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("reading", total=1.0)
-        yield lambda stage, share: bars.update(task, description=stage, completed=share)
+        # A full bar would stop the clock of the whole run, so no stage fills it.
+        yield lambda stage, share: bars.update(task, description=stage, completed=min(share, 0.999))
