@@ -43,7 +43,7 @@ def _raw_cost(
                         seen[half : half + nk] = moving_valid[mi, mj]
                         row[:, half : half + nk] = moving[mi, mj]
                     for dk in range(width):
-                        total = line[di, dj, dk]
+                        total = line[dk, dj, di]
                         total[:] = 0.0
                         for c in range(channels):
                             x = fixed[i, j, c]
@@ -123,12 +123,12 @@ def _cheapest(
                 best = np.float32(np.inf)
                 where = 0
                 for d in range(width):
-                    along[d] = theta * (offsets[d] - u[2]) * (offsets[d] - u[2])
-                for di in range(width):
-                    x = theta * (offsets[di] - u[0]) * (offsets[di] - u[0])
+                    along[d] = theta * (offsets[d] - u[0]) * (offsets[d] - u[0])
+                for dk in range(width):
+                    z = theta * (offsets[dk] - u[2]) * (offsets[dk] - u[2])
                     for dj in range(width):
-                        y = x + theta * (offsets[dj] - u[1]) * (offsets[dj] - u[1])
-                        base = (di * width + dj) * width
+                        y = z + theta * (offsets[dj] - u[1]) * (offsets[dj] - u[1])
+                        base = (dk * width + dj) * width
                         line = cell[base : base + width]
                         low = np.float32(np.inf)
                         for d in range(width):
@@ -139,9 +139,9 @@ def _cheapest(
                                 if line[d] + along[d] == low:
                                     where = base + d
                                     break
-                out[t, j, k, 0] = offsets[where // (width * width)]
+                out[t, j, k, 0] = offsets[where % width]
                 out[t, j, k, 1] = offsets[(where // width) % width]
-                out[t, j, k, 2] = offsets[where % width]
+                out[t, j, k, 2] = offsets[where // (width * width)]
 
 
 def cheapest(cost: Floats, centre: Floats, theta: float, half: int) -> Floats:

@@ -1,6 +1,7 @@
 """Cost volumes: how well every displacement of a small cube of displacements fits, for every cell of a level.
 
-The displacement index runs over (d0, d1, d2), d2 fastest, each from -half_width to half_width cells.
+The displacement index runs over (d0, d1, d2), d0 fastest, each from -half_width to half_width cells, as in the
+released code: among equal costs the first one counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 def offsets(half_width: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """(D, 3) float32: the displacements in cells, in the order of the cost volume's last axis."""
     line = torch.arange(-half_width, half_width + 1, device=device, dtype=torch.float32)
-    return torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
+    return torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3).flip(-1)
 
 
 def expected_cost(
