@@ -22,8 +22,8 @@ from crossmorph.describe.mind import mind_ssc
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex
 from crossmorph.optimise.choose import Choice, choose_smoothness
-from crossmorph.optimise.field import DataTerm, refine, resize
-from crossmorph.optimise.terms import DescriptorSSD, LocalCorrelation, smooth
+from crossmorph.optimise.field import refine, resize
+from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
 from crossmorph.record import Journal
 from crossmorph.settings import Mcbo, Refinement
 
