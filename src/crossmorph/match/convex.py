@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.match import cost as costs
+from crossmorph.optimise.terms import box_mean
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights theta of |d - u|^2, in squared cells, of the six iterations."""
@@ -64,7 +64,7 @@ def coupled_convex(
         stop = min(start + thickness, planes)
         low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
         iterates = _couple(cost(low, high), half_width, reproduce)
-        field = torch.stack(iterates).mean(0) if balanced else iterates[-1]
+        field = sum(iterates[1:], iterates[0]) / len(iterates) if balanced else iterates[-1]
         result[:, start:stop] = field[:, start - low : stop - low]
     return result
 
@@ -100,16 +100,12 @@ def _couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Te
     """The six kept fields of one slab, each (3, T, J, K)."""
     field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
     pick = _cheapest_reference if cost.is_cuda else _cheapest
-    field = _mean3(pick(cost, field, 0.0 if counted else TIE, half_width), counted)
+    field = box_mean(pick(cost, field, 0.0 if counted else TIE, half_width), 1, counted)
     kept = []
     for theta in COUPLING:
-        field = _mean3(pick(cost, field, theta, half_width), counted)
+        field = box_mean(pick(cost, field, theta, half_width), 1, counted)
         kept.append(field)
     return kept
-
-
-def _mean3(field: torch.Tensor, counted: bool) -> torch.Tensor:
-    return F.avg_pool3d(field[None], 3, stride=1, padding=1, count_include_pad=counted)[0]
 
 
 def _cheapest(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
