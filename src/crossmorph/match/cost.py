@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from crossmorph.optimise.terms import box_mean
+
 
 def offsets(half_width: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """(D, 3) float32: the displacements in cells, in the order of the cost volume's last axis."""
@@ -36,9 +38,9 @@ def expected_cost(
 
 
 def smooth_twice(volume: torch.Tensor, counted: bool) -> torch.Tensor:
-    """Two 3^3 means over the last three axes; outside counts as zero if ``counted``, else it is left out."""
+    """Two 3^3 means of (C, I, J, K)."""
     for _ in range(2):
-        volume = F.avg_pool3d(volume, 3, stride=1, padding=1, count_include_pad=counted)
+        volume = box_mean(volume, 1, counted)
     return volume
 
 
@@ -81,5 +83,5 @@ def cost_volume_reference(
         cost = ((here - padded[(slice(None), *window)]) ** 2).sum(0)
         if valid is not None:
             cost = torch.where(valid[0][low:high] & seen[window], cost, outside)
-        costs[..., number] = smooth_twice(cost[None, None], counted)[0, 0, start - low : stop - low]
+        costs[..., number] = smooth_twice(cost[None], counted)[0, start - low : stop - low]
     return costs

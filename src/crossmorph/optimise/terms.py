@@ -91,6 +91,18 @@ def smooth(field: torch.Tensor, passes: int, repeat: bool = True) -> torch.Tenso
     return torch.from_numpy(kernels.smooth(field.numpy(), passes, repeat))
 
 
+def box_mean(volume: torch.Tensor, radius: int, counted: bool = False) -> torch.Tensor:
+    """Mean over (2 radius + 1)^3 windows of (C, I, J, K), sizes of one voxel included.
+
+    Outside counts as zero if ``counted`` (published), else it is left out.
+    """
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool3d(F.pad(values[None], (radius,) * 6), 2 * radius + 1, stride=1)[0]
+
+    return mean(volume) if counted else mean(volume) / mean(torch.ones_like(volume[:1]))
+
+
 @dataclass(frozen=True, eq=False)
 class DescriptorSSD:
     """Mean over the fixed voxels in use of |moving(p + u) - fixed(p)|^2, summed over channels.
@@ -214,9 +226,7 @@ class LocalCorrelation:
         moved = torch.where(seen, moved, moved.detach())
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            width = 2 * self.radius + 1
-            pooled = F.avg_pool3d(values[None, None], width, 1, self.radius, count_include_pad=False)
-            return pooled[0, 0]
+            return box_mean(values[None], self.radius)[0]
 
         f, m = mean(self.fixed), mean(moved)
         ff = (mean(self.fixed**2) - f * f).clamp_min(0) + self.noise
