@@ -1,7 +1,7 @@
 """MCBO: unsupervised multimodal registration by multilevel correlation balanced optimisation.
 
-Wang et al., Learn2Reg 2024 (MCBO), on ConvexAdam (Siebert et al. 2021). The page reads top to bottom: describe both
-images, search each level, make both directions agree, fuse modalities and levels, refine with Adam.
+Wang et al., Learn2Reg 2024 (MCBO), on ConvexAdam (Siebert et al. 2021). The page reads top to bottom: describe
+both images, search each level, make both directions agree, fuse modalities and levels, refine with Adam.
 
 The default departs from the release where that is better: nothing is damped at the faces, coarse fields scale
 exactly, what lies outside a field of view neither attracts nor repels, each level searches around the one before,
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.describe.mind import mind_ssc
+from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex
 from crossmorph.optimise.choose import Choice, choose_smoothness
@@ -76,6 +77,7 @@ def mcbo(
         view. A, B, C are those of the last refinement's control points, or of the working grid where fields were
         summed.
     """
+    _check_size(fixed, settings)
     with journal.stage("descriptors"):
         fixed = _described(fixed, settings)
         movings = [_described(moving, settings) for moving in movings]
@@ -95,6 +97,15 @@ def mcbo(
         with journal.stage(f"refine {number}"):
             field = _refined(fixed, movings, field, stage, bool(alike), settings, journal, seed)
     return field
+
+
+def _check_size(fixed: Volume, settings: Mcbo) -> None:
+    coarsest = max(*settings.levels, *(stage.level for stage in settings.refine))
+    if min(fixed.values.shape) < coarsest:
+        raise InputError(
+            f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} that "
+            "a level of these settings takes together; choose smaller levels, a finer spacing_mm, or the default preset"
+        )
 
 
 def _described(volume: Volume, settings: Mcbo) -> Volume:
@@ -134,7 +145,7 @@ def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo) -> torch.
     both = ((a, b), (b, a)) if rounds else ((a, b),)
     if level > 1:
         fields = [_convex(x, y, settings) for x, y in both]
-        return inverse_consistent(*fields, rounds, settings.reproduce)[0] if rounds else fields[0]
+        return inverse_consistent(fields[0], fields[1], rounds, settings.reproduce)[0] if rounds else fields[0]
     fields = [torch.zeros((3, *a.values.shape)) for _ in both]
     halo = 0 if settings.reproduce else settings.half_width + 9
     for whole, inner, outer in octants(tuple(a.values.shape), halo):
@@ -144,7 +155,7 @@ def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo) -> torch.
         for field, part in zip(fields, parts, strict=True):
             field[(slice(None), *whole)] = part[(slice(None), *inner)]
     if rounds and not settings.reproduce:
-        return inverse_consistent(*fields, rounds)[0]
+        return inverse_consistent(fields[0], fields[1], rounds)[0]
     return fields[0]
 
 
@@ -177,7 +188,9 @@ def _convex(a: Volume, b: Volume, settings: Mcbo) -> torch.Tensor:
     assert a.features is not None
     assert b.features is not None
     valid = (a.valid, b.valid)
-    return coupled_convex(a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce)
+    return coupled_convex(
+        a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce
+    )
 
 
 def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
@@ -197,26 +210,27 @@ def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
 
 def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, journal: Journal) -> torch.Tensor:
     """Published fusion: the sum of weighted level fields, the finest of them refined (MCBO, multilevel fusion)."""
-    shape = fixed.values.shape
-    total = torch.zeros((3, *shape), device=fixed.values.device)
+    total = torch.zeros((3, *fixed.values.shape), device=fixed.values.device)
     for level, weight in zip(settings.levels, settings.weights, strict=True):
         fields = []
         for moving in movings:
             with journal.stage(f"search level {level}"):
-                field = search(fixed, [moving], level, settings)
-                field = resize(field, shape) if not settings.reproduce else resize(field * level, shape, scaled=False)
+                field = _in_voxels(search(fixed, [moving], level, settings), level, fixed, settings)
             if level == min(settings.levels):
-                for stage in settings.refine:
-                    with journal.stage("refine 1"):
+                for number, stage in enumerate(settings.refine, start=1):
+                    with journal.stage(f"refine {number}"):
                         field = _refined(fixed, [moving], field, stage, False, settings, journal, 0)
-                        stretch = stage.level * stage.control
-                        field = (
-                            resize(field * stretch, shape, scaled=False) if settings.reproduce else resize(field, shape)
-                        )
+                        field = _in_voxels(field, stage.level * stage.control, fixed, settings)
                 field = _box_smoothed(field, settings)
             fields.append(field)
         total += weight * fuse(fields, settings.fusion)
     return total
+
+
+def _in_voxels(field: torch.Tensor, cell: int, fixed: Volume, settings: Mcbo) -> torch.Tensor:
+    """A field in cells of ``cell`` voxels, in voxels of the full grid; released: as if none had been dropped."""
+    shape = fixed.values.shape
+    return resize(field * cell, shape, scaled=False) if settings.reproduce else resize(field, shape)
 
 
 def _box_smoothed(field: torch.Tensor, settings: Mcbo) -> torch.Tensor:
