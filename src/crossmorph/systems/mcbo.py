@@ -103,8 +103,9 @@ def _check_size(fixed: Volume, settings: Mcbo) -> None:
     coarsest = max(*settings.levels, *(stage.level for stage in settings.refine))
     if min(fixed.values.shape) < coarsest:
         raise InputError(
-            f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} that "
-            "a level of these settings takes together; choose smaller levels, a finer spacing_mm, or the default preset"
+            f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} "
+            "that a level of these settings takes together; choose smaller levels, a finer spacing_mm, or the "
+            "default preset"
         )
 
 
