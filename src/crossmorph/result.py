@@ -17,7 +17,7 @@ from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
-from crossmorph.resample import downsample, resample
+from crossmorph.resample import downsample, resample, world_blocks
 from crossmorph.settings import Mcbo, to_dict
 from crossmorph.space import Grid, overlap_fraction
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, folding, jacobian_determinant
@@ -86,8 +86,9 @@ class Result:
         ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image, where both
         are valid before (under the start) and after. ``overlap``: share of the fixed valid voxels that see valid
         moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and largest.
-        ``inverse_residual_mm``: |T(T^-1(y)) - y| where the inverse is covered, and ``displacement_mm``: lengths of
-        the deformable part on the fixed valid voxels; median, 95th percentile and largest.
+        ``inverse_residual_mm``: |T(T^-1(y)) - y| at the moving voxels y that T^-1 sends into the fixed field of
+        view, and ``displacement_mm``: lengths of the deformable part on the fixed valid voxels; median, 95th
+        percentile and largest.
         """
         fixed = _at_most(self.fixed_frame, SCORE_VOXELS)
         coarse = fixed.grid
@@ -96,8 +97,6 @@ class Result:
             moving = _blurred_like(moving, coarse)
             pairs.append((resample(moving, coarse, self.start), resample(moving, coarse, self.transform)))
         determinant = jacobian_determinant(self.transform, coarse)
-        inversion = self.displacement.inversion
-        residual = inversion.residual_mm[inversion.covered]
         length = self.displacement.displacements(coarse).norm(dim=0)[fixed.valid]
         return {
             "nmi": {
@@ -107,9 +106,19 @@ class Result:
             "overlap": float((fixed.valid & pairs[0][1].valid).sum() / fixed.valid.sum()),
             "folded": folding(determinant, fixed.valid),
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
-            "inverse_residual_mm": _spread(residual),
+            "inverse_residual_mm": _spread(self._inverse_residuals()),
             "displacement_mm": _spread(length),
         }
+
+    def _inverse_residuals(self) -> torch.Tensor:
+        """(N,) mm at the voxel centres of the moving grid, or of a coarser one."""
+        grid = _coarsened(self.movings[0].grid, SCORE_VOXELS)
+        parts = []
+        for _, there in world_blocks(grid, "cpu"):
+            here = self.inverse(there)
+            seen = torch.from_numpy(self.fixed.grid.contains(here.numpy()))
+            parts.append((self.transform(here[seen]) - there[seen]).norm(dim=1))
+        return torch.cat(parts)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -169,11 +178,17 @@ class Result:
 
 def _at_most(image: Image, voxels: int) -> Image:
     """The image, made coarser where it has more voxels, unless its mask is too thin for that."""
-    shrink = (np.prod(image.grid.shape) / voxels) ** (1 / 3)
-    if shrink <= 1:
+    grid = _coarsened(image.grid, voxels)
+    if grid is image.grid:
         return image
-    coarse = downsample(image, image.grid.resized([max(2, round(n / shrink)) for n in image.grid.shape]))
+    coarse = downsample(image, grid)
     return coarse if coarse.valid.any() else image
+
+
+def _coarsened(grid: Grid, voxels: int) -> Grid:
+    """The same field of view in about ``voxels`` voxels where it has more."""
+    shrink = (np.prod(grid.shape) / voxels) ** (1 / 3)
+    return grid if shrink <= 1 else grid.resized([max(2, round(n / shrink)) for n in grid.shape])
 
 
 def _blurred_like(moving: Image, grid: Grid) -> Image:

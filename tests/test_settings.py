@@ -1,0 +1,155 @@
+"""Settings: presets as files, every key, type and value checked, and the way back from a record."""
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossmorph.errors import InputError
+from crossmorph.settings import PRESETS, Mcbo, Refinement, check, from_dict, load_settings, presets, to_dict
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_promised_presets_are_there() -> None:
+    assert {"default", "remind2reg", "comulis3dclem", "convexadam"} <= set(presets("mcbo"))
+    assert not load_settings("mcbo", "default").reproduce
+
+
+@pytest.mark.parametrize("name", presets("mcbo"))
+def test_a_preset_says_what_its_file_says(name: str) -> None:
+    settings = load_settings("mcbo", name)
+    assert isinstance(settings, Mcbo)
+    for key, value in tomllib.loads((PRESETS / "mcbo" / f"{name}.toml").read_text()).items():
+        if key != "refine":
+            got = getattr(settings, key)
+            assert (list(got) if isinstance(got, tuple) else got) == value
+
+
+def test_published_values() -> None:
+    """MCBO, section 3.1 and the released scripts: levels, weights, and what follows on the finest level."""
+    remind, comulis = load_settings("mcbo", "remind2reg"), load_settings("mcbo", "comulis3dclem")
+    assert dict(zip(remind.levels, remind.weights, strict=True)) == {1: 0.1, 2: 0.27, 4: 0.27, 6: 0.36}
+    assert comulis.levels == (1, 2, 4)
+    for settings in (remind, comulis):
+        assert sum(settings.weights) == pytest.approx(1)
+        assert (settings.fusion, settings.reproduce, settings.balanced) == ("signed", True, True)
+    adam = load_settings("mcbo", "convexadam")
+    assert (adam.levels, adam.balanced, adam.refine[0].iterations) == ((6,), False, 80)
+
+
+@pytest.mark.parametrize("name", presets("mcbo"))
+def test_the_record_leads_back_to_the_settings(name: str) -> None:
+    settings = load_settings("mcbo", name)
+    assert from_dict(Mcbo, to_dict(settings), "memory") == settings
+    assert from_dict(Mcbo, json.loads(json.dumps(to_dict(settings))), "record") == settings
+
+
+stages = st.builds(
+    Refinement,
+    level=st.integers(1, 4),
+    iterations=st.integers(1, 100),
+    smoothness=st.floats(0, 100),
+    anchored=st.booleans(),
+    similarity=st.sampled_from(["mind", "auto"]),
+)
+
+
+@given(
+    st.builds(
+        Mcbo,
+        spacing_mm=st.floats(0, 10),
+        levels=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
+        refine=st.lists(stages, max_size=3).map(tuple),
+        fusion=st.sampled_from(["mean", "magnitude", "signed"]),
+        balanced=st.booleans(),
+    )
+)
+def test_any_settings_survive_the_record(settings: Mcbo) -> None:
+    assert from_dict(Mcbo, json.loads(json.dumps(to_dict(settings))), "record") == settings
+
+
+def test_a_file_replaces_only_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "spacing_mm = 2\nlevels = [4, 2]\n[[refine]]\niterations = 7\n[[refine]]\n")
+    settings = load_settings("mcbo", path)
+    assert settings == Mcbo(spacing_mm=2.0, levels=(4, 2), refine=(Refinement(iterations=7), Refinement()))
+    assert type(settings.spacing_mm) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("levles = [6]", "unknown key 'levles'; did you mean 'levels'"),
+        ("xyz = 1", "unknown key 'xyz'; known are spacing_mm, "),
+        ("[[refine]]\niteration = 5", "refine: unknown key 'iteration'; did you mean 'iterations'"),
+        ("levels = 6", "levels must be a list, not 6"),
+        ("levels = [6.5]", "levels must be int, not 6.5"),
+        ("levels = []", "levels must be one or more numbers from 1, not ()"),
+        ("levels = [0]", "levels must be one or more numbers from 1"),
+        ("balanced = 1", "balanced must be bool, not 1"),
+        ("half_width = true", "half_width must be int, not True"),
+        ("half_width = '4'", "half_width must be int, not '4'"),
+        ("half_width = 9", "half_width must be 1 to 8, not 9"),
+        ("spacing_mm = -1", "spacing_mm must be at least 0, not -1.0"),
+        ("spacing_mm = nan", "spacing_mm must be finite"),
+        ("spacing_mm = inf", "spacing_mm must be finite"),
+        ("fusion = 'max'", "fusion must be one of mean, magnitude, signed, not 'max'"),
+        ("levels = [4, 2]\nweights = [1.0]", "weights must be empty or one number a level"),
+        ("smoothing = 4", "smoothing must be 0 or an odd width"),
+        ("refine = [3]", "refine must be a table, not 3"),
+        ("[refine]\nlevel = 2", "refine must be a list"),
+        ("[[refine]]\niterations = 0", "refine: iterations must be at least 1, not 0"),
+        ("[[refine]]\nlearning_rate = 0", "learning_rate must be above 0"),
+        ("reproduce = true\nrefine = []", "refine must be one refinement when reproducing"),
+        ("a = = 3", "cannot read settings from"),
+        ("a = '\\xff", "cannot read settings from"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        load_settings("mcbo", path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"cannot read settings from .*binary\.toml"):
+        load_settings("mcbo", tmp_path / "binary.toml")
+    with pytest.raises(InputError, match=r"there is no settings file .*none\.toml"):
+        load_settings("mcbo", tmp_path / "none.toml")
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(InputError, match="no preset 'remind2ref'; did you mean 'remind2reg'"):
+        load_settings("mcbo", "remind2ref")
+    with pytest.raises(InputError, match="no preset 'qqq'; known are comulis3dclem, convexadam, default"):
+        load_settings("mcbo", "qqq")
+    with pytest.raises(InputError, match="no system 'mcob'; did you mean 'mcbo'"):
+        load_settings("mcob")
+
+
+def test_settings_made_in_python_are_checked_too() -> None:
+    good = Mcbo()
+    assert check(good) is good
+    with pytest.raises(InputError, match="settings: refine: level must be at least 1, not 0"):
+        check(dataclasses.replace(good, refine=(Refinement(level=0),)))
+
+
+def test_every_setting_explains_itself() -> None:
+    """Each field is followed by a docstring: the command line, the docs and the reader need it."""
+    source = Path(PRESETS.parent / "settings.py").read_text()
+    for kind in (Mcbo, Refinement):
+        body = source.split(f"class {kind.__name__}")[1].split("\n@dataclass")[0].split("\n\n\n")[0]
+        for field in dataclasses.fields(kind):
+            line, _, after = body.split(f"\n    {field.name}: ")[1].partition("\n")
+            assert after.lstrip().startswith('"""'), f"{kind.__name__}.{line} has no docstring"
