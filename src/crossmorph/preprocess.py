@@ -23,8 +23,8 @@ MAX_WORKING_VOXELS = 8_000_000
 """The working grid is made coarser where it would have more voxels than this."""
 
 MIN_WORKING_VOXELS = 1_500_000
-"""It is made finer, by up to ``MAX_OVERSAMPLING``, where it would have fewer: patches of descriptors are then smaller
-than organs in coarse scans too."""
+"""It is made finer, by up to ``MAX_OVERSAMPLING``, where it would have fewer, so that patches of descriptors are
+smaller than organs in coarse scans too."""
 
 MAX_OVERSAMPLING = 1.5
 
@@ -86,11 +86,9 @@ def working_grid(fixed: Grid, movings: Sequence[Grid], spacing_mm: float, multip
     """
     if spacing_mm == 0:
         finest = max(fixed.spacing.min(), min(grid.spacing.min() for grid in movings))
-        finest_wanted, coarsest_wanted = (
-            (float(fixed.extent_mm.prod()) / voxels) ** (1 / 3) for voxels in (MAX_WORKING_VOXELS, MIN_WORKING_VOXELS)
-        )
-        coarsest_wanted = max(coarsest_wanted, float(finest) / MAX_OVERSAMPLING)
-        spacing_mm = min(max(float(finest), finest_wanted), coarsest_wanted)
+        volume = float(fixed.extent_mm.prod())
+        finer = max((volume / MIN_WORKING_VOXELS) ** (1 / 3), float(finest) / MAX_OVERSAMPLING)
+        spacing_mm = min(max(float(finest), (volume / MAX_WORKING_VOXELS) ** (1 / 3)), finer)
     grid = fixed.respaced(spacing_mm)
     return grid.padded((0, 0, 0), [-n % multiple for n in grid.shape])
 

@@ -53,7 +53,7 @@ class Mcbo:
     """Training-free registration by multilevel correlation balanced optimisation (MCBO)."""
 
     spacing_mm: float = 0.0
-    """Working voxel size. 0 chooses it: the finest spacing that both images have, within 1.5 and 8 million voxels."""
+    """Working voxel size. 0: the finest spacing that both images have, within 1.5 and 8 million voxels."""
 
     mind_radius: int = 1
     """Patch radius of MIND-SSC in working voxels."""
