@@ -100,7 +100,7 @@ def mcbo(
 
 
 def _check_size(fixed: Volume, settings: Mcbo) -> None:
-    coarsest = max(*settings.levels, *(stage.level for stage in settings.refine))
+    coarsest = max((*settings.levels, *(stage.level for stage in settings.refine)))
     if min(fixed.values.shape) < coarsest:
         raise InputError(
             f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} "
