@@ -9,6 +9,7 @@ import plain_mcbo as plain
 import pytest
 import torch
 
+from crossmorph.kernels.field import GENTLE
 from crossmorph.optimise.field import FOLD_FLOOR
 from crossmorph.optimise.terms import (
     DescriptorSSD,
@@ -240,9 +241,9 @@ def test_regularity_gradients_are_slopes(term: Callable[[torch.Tensor], torch.Te
 
 
 def test_gentle_fields_cannot_fold() -> None:
-    """The kernel skips voxels where no difference exceeds 0.2; every determinant there is above the floor."""
+    """The kernel skips voxels where no difference exceeds GENTLE; every determinant there is above the floor."""
     signs = np.array(list(product((-1, 1), repeat=9))).reshape(-1, 3, 3)
-    assert np.linalg.det(np.eye(3) + 0.2 * signs).min() == pytest.approx(0.4)
+    assert np.linalg.det(np.eye(3) + GENTLE * signs).min() == pytest.approx(0.4)
     assert FOLD_FLOOR < 0.4
 
 
