@@ -27,6 +27,7 @@ from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.phantom import ORGANS, make_pair
 from crossmorph.preprocess import (
+    MAX_OVERSAMPLING,
     MAX_WORKING_VOXELS,
     check_registrable,
     fill_invalid,
@@ -101,7 +102,9 @@ def test_masks_that_choose_nothing_are_refused() -> None:
 @given(grids(2, 9), grids(2, 9), st.sampled_from([1, 2, 12]))
 def test_the_working_grid_is_isotropic_and_covers_the_fixed_view(fixed: Grid, moving: Grid, multiple: int) -> None:
     grid = working_grid(fixed, [moving], 0, multiple)
-    expected = max(fixed.spacing.min(), moving.spacing.min())
+    expected = grid.spacing[0]
+    finest = max(fixed.spacing.min(), moving.spacing.min())
+    assert finest / MAX_OVERSAMPLING - 1e-9 <= expected <= finest + 1e-9
     np.testing.assert_allclose(grid.spacing, expected, rtol=1e-9)
     assert all(n % multiple == 0 for n in grid.shape)
     edge = grid.to_voxel(fixed.corners())
@@ -119,8 +122,10 @@ def test_the_working_grid_follows_the_setting_and_stops_at_8_million_voxels() ->
 
 
 def test_the_finest_of_several_moving_images_counts() -> None:
-    fine, coarse = Grid.from_spacing((9, 9, 9), 2.0), Grid.from_spacing((9, 9, 9), 5.0)
-    assert working_grid(Grid.from_spacing((9, 9, 9), 1.0), [coarse, fine], 0, 1).spacing[0] == pytest.approx(2)
+    """240 mm wide: 1.5 million voxels are reached at 2 mm without going finer than both images."""
+    fixed, fine, coarse = (Grid.from_spacing((n, n, n), 240 / n) for n in (240, 120, 40))
+    assert working_grid(fixed, [coarse, fine], 0, 1).spacing[0] == pytest.approx(2)
+    assert working_grid(fixed, [coarse], 0, 1).spacing[0] == pytest.approx(6 / MAX_OVERSAMPLING)
 
 
 # -- drawing on the working grid ---------------------------------------------------------------------------------

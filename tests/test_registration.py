@@ -93,23 +93,25 @@ def test_published_settings_recover_the_motion(preset: str) -> None:
 
 # -- storage orders ----------------------------------------------------------------------------------------------
 
-FEW = signed_permutations()[5::9]
+ORDERS = signed_permutations()
+FEW = ORDERS[5::9]
+ALL = [*FEW, *(pytest.param(order, marks=pytest.mark.slow) for order in ORDERS if order not in FEW)]
+STEADY = replace(QUICK, spacing_mm=2.0, refine=(Refinement(iterations=20),))
+"""No padding of the working grid, whose blocks then are the same in every order; and no wide control cells, in which
+Adam's first steps are long and depend on rounding."""
 OBLIQUE = MOVING_GRIDS["oblique and anisotropic"]
 
 
 @pytest.fixture(scope="module")
 def oblique() -> Result:
-    return quick(*pair(inverted, OBLIQUE))
+    return register(*pair(inverted, OBLIQUE), settings=STEADY)
 
 
-@pytest.mark.parametrize(
-    "order", [*FEW, *(pytest.param(o, marks=pytest.mark.slow) for o in signed_permutations())]
-)
+@pytest.mark.parametrize("order", ALL)
 def test_storage_order_does_not_change_the_physical_result(order: Order, oblique: Result) -> None:
-    """Fixed: the working grid is padded at other faces, blocks begin elsewhere; hence a tolerance of 0.1 mm."""
     fixed, moving = pair(inverted, OBLIQUE)
-    assert float(difference(quick(fixed, reordered(moving, order)), oblique).max()) < 1e-3
-    other = quick(reordered(fixed, order), moving)
+    assert float(difference(register(fixed, reordered(moving, order), settings=STEADY), oblique).max()) < 1e-3
+    other = register(reordered(fixed, order), moving, settings=STEADY)
     assert float(difference(other, oblique).max()) < 0.1
     assert other.warped.grid.same_as(reordered(fixed, order).grid)
 
@@ -319,12 +321,12 @@ def test_the_displacement_fades_to_nothing_outside() -> None:
 
 
 def test_there_and_back_is_the_identity() -> None:
-    """The inverse is exact at the centres of its cells of 4 mm, and linear between them."""
+    """The inverse is exact at the centres of its cells of 8 mm, and linear between them."""
     result = quick(*pair(inverted, OBLIQUE))
     there = result.transform(places())
     back = (result.inverse(there) - places()).norm(dim=1)
-    assert float(back.mean()) < 0.2
-    assert float(back.max()) < 1.0
+    assert float(back.mean()) < 0.3
+    assert float(back.max()) < 1.5
     residual = (result.transform(result.inverse(places())) - places()).norm(dim=1)
     told = result.scores["inverse_residual_mm"]
     assert float(residual.median()) == pytest.approx(told["median"], abs=0.5 * told["p95"])
