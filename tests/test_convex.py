@@ -77,7 +77,9 @@ def test_the_torch_version_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         compiled = coupled_convex(fixed, moving, 2, valid, reproduce=reproduce)
         with monkeypatch.context() as patch:
             patch.setattr(convex, "_cheapest", convex._cheapest_reference)
-            assert torch.equal(coupled_convex(fixed, moving, 2, valid, reproduce=reproduce), compiled)
+            patch.setattr(convex, "_cost", lambda *inputs: lambda *planes: cost_volume_reference(*inputs, planes))
+            plain = coupled_convex(fixed, moving, 2, valid, reproduce=reproduce, memory_bytes=0)
+        torch.testing.assert_close(plain, compiled)
 
 
 def test_threads_do_not_change_the_result(threads: None) -> None:
@@ -140,3 +142,12 @@ def test_nothing_valid_gives_no_displacement() -> None:
     nowhere = torch.zeros(6, 6, 6, dtype=torch.bool)
     field = coupled_convex(features(6, 6, 6), features(6, 6, 6, seed=1), 2, (nowhere, nowhere))
     assert (field == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reproduce", [False, True])
+def test_cuda_gives_the_same(reproduce: bool) -> None:
+    fixed, moving = features(9, 8, 7), features(9, 8, 7, seed=1)
+    valid = everywhere(9, 8, 7)
+    on_cuda = coupled_convex(fixed.cuda(), moving.cuda(), 2, (valid[0].cuda(), valid[1].cuda()), True, reproduce)
+    torch.testing.assert_close(on_cuda.cpu(), coupled_convex(fixed, moving, 2, valid, True, reproduce))

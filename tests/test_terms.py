@@ -319,3 +319,21 @@ def test_threads_do_not_change_anything(threads: None) -> None:
     for (one, slope), (other, again) in zip(*found, strict=True):
         assert one == other
         assert torch.equal(slope, again)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same() -> None:
+    field = 0.8 * noise(3, *SHAPE)
+    for make in TERMS:
+        term = make()
+        names = ("fixed", "moving", "fixed_valid", "moving_valid")
+        on_cuda = replace(term, **{name: getattr(term, name).cuda() for name in names})
+        for found, expected in zip(on_cuda(field.cuda()), term(field), strict=True):
+            torch.testing.assert_close(
+                torch.as_tensor(found).cpu(), torch.as_tensor(expected), atol=1e-4, rtol=1e-3
+            )
+    value, gradient = regularity(field.cuda(), 1.0, 50.0)
+    expected, slope = regularity(field, 1.0, 50.0)
+    assert value == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(gradient.cpu(), slope, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(smooth(field.cuda(), 3).cpu(), smooth(field, 3))
