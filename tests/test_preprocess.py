@@ -77,6 +77,7 @@ def test_a_mask_on_another_grid_chooses_by_world_position() -> None:
     assert torch.equal(chosen.valid[sure & inside], (x[..., 0] > 1)[sure & inside])
     assert not chosen.valid[~inside].any()
     assert torch.equal(chosen.data, image.data)
+    assert chosen.notes == ("only voxels inside mask count",)
 
 
 def test_a_mask_may_be_an_image_and_keeps_what_was_invalid() -> None:

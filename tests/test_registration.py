@@ -97,8 +97,8 @@ ORDERS = signed_permutations()
 FEW = ORDERS[5::9]
 ALL = [*FEW, *(pytest.param(order, marks=pytest.mark.slow) for order in ORDERS if order not in FEW)]
 STEADY = replace(QUICK, spacing_mm=2.0, refine=(Refinement(iterations=20),))
-"""No padding of the working grid, whose blocks then are the same in every order; and no wide control cells, in which
-Adam's first steps are long and depend on rounding."""
+"""No padding of the working grid, whose blocks then are the same in every order; and no wide control cells, in
+which Adam's first steps are long and depend on rounding."""
 OBLIQUE = MOVING_GRIDS["oblique and anisotropic"]
 
 

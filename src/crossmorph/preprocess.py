@@ -72,7 +72,7 @@ def masked(image: Image, mask: Image | Labels, name: str = "mask") -> Image:
             f"{where} ({count} voxels, {volume:.0f} mm^3) does not meet {image.source or image.name}; "
             "are both in the same world? `crossmorph info` shows the boxes of both"
         )
-    return replace(image, valid=chosen)
+    return replace(image, valid=chosen, notes=(*image.notes, f"only voxels inside {where} count"))
 
 
 def working_grid(fixed: Grid, movings: Sequence[Grid], spacing_mm: float, multiple: int) -> Grid:

@@ -208,7 +208,7 @@ def _alike(fixed: Volume, moving: Volume, field: torch.Tensor, journal: Journal)
     moved = replace(moving, values=warp(moving.values[None], field)[0]).pooled(2)
     target = fixed.pooled(2)
     answer, evidence = of_one_kind(target.values, moved.values, target.weight & moved.valid)
-    journal.note("one kind", {"answer": answer, "local correlation": evidence})
+    journal.note("one kind", {"answer": answer, "evidence": evidence})
     return answer
 
 
