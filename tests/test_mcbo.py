@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from crossmorph.match.consistency import inverse_consistent
 from crossmorph.match.convex import coupled_convex
 from crossmorph.match.cost import expected_cost
-from crossmorph.systems.mcbo import fuse, octants
+from crossmorph.settings import Mcbo
+from crossmorph.systems.mcbo import Volume, fuse, octants, search
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,6 +46,20 @@ def test_octants_with_a_halo_equal_the_undivided_volume(shape: tuple[int, int, i
 
     torch.testing.assert_close(stitched(1 + 9), expected)  # half_width + 9, as ``octants`` promises
     assert (stitched(0) - expected).abs().max() > 0.1
+
+
+def test_level_1_equals_the_search_of_the_undivided_volume() -> None:
+    shape = (25, 23, 27)
+    a, b = (
+        Volume(noise(*shape), noise(*shape, seed=n) > 0.1, noise(*shape) > 0, noise(3, *shape, seed=n))
+        for n in (0, 1)
+    )
+    assert a.features is not None
+    assert b.features is not None
+    forward = coupled_convex(a.features, b.features, 1, (a.valid, b.valid))
+    backward = coupled_convex(b.features, a.features, 1, (b.valid, a.valid))
+    found = search(a, [b], 1, Mcbo(levels=(1,), half_width=1))
+    torch.testing.assert_close(found, inverse_consistent(forward, backward)[0])
 
 
 def test_one_modality_stays_as_it_is() -> None:

@@ -54,6 +54,8 @@ def choose_smoothness(
     for axis in range(3):
         half = half.repeat_interleave(BLOCK, axis).narrow(axis, 0, shape[axis])
     near = F.max_pool3d(half[None, None].float(), 2 * GUARD + 1, stride=1, padding=GUARD)[0, 0] > 0
+    if near.all():  # too small to hold anything out
+        return Choice(SMOOTHNESS[0], {})
     fitted, held_out = parts(half), parts(~near)
     costs: dict[float, float] = {}
     best = SMOOTHNESS[0]

@@ -22,6 +22,7 @@ from crossmorph.describe.mind import mind_ssc
 from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex
+from crossmorph.match.cost import expected_cost
 from crossmorph.optimise.choose import Choice, choose_smoothness
 from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
@@ -147,10 +148,13 @@ def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo) -> torch.
     if level > 1:
         fields = [_convex(x, y, settings) for x, y in both]
         return inverse_consistent(fields[0], fields[1], rounds, settings.reproduce)[0] if rounds else fields[0]
-    fields = [torch.zeros((3, *a.values.shape)) for _ in both]
+    fields = [torch.zeros((3, *a.values.shape), device=a.values.device) for _ in both]
     halo = 0 if settings.reproduce else settings.half_width + 9
+    assert a.features is not None
+    assert b.features is not None
+    unknown = None if settings.reproduce else expected_cost(a.features, b.features, a.valid, b.valid)
     for whole, inner, outer in octants(tuple(a.values.shape), halo):
-        parts = [_convex(_cropped(x, outer), _cropped(y, outer), settings) for x, y in both]
+        parts = [_convex(_cropped(x, outer), _cropped(y, outer), settings, unknown) for x, y in both]
         if settings.reproduce and rounds:  # published: each octant on its own
             parts = list(inverse_consistent(parts[0], parts[1], rounds, True))
         for field, part in zip(fields, parts, strict=True):
@@ -185,12 +189,12 @@ def _cropped(volume: Volume, box: Box) -> Volume:
     return Volume(volume.values[box], volume.valid[box], volume.weight[box], volume.features[(slice(None), *box)])
 
 
-def _convex(a: Volume, b: Volume, settings: Mcbo) -> torch.Tensor:
+def _convex(a: Volume, b: Volume, settings: Mcbo, unknown: float | None = None) -> torch.Tensor:
     assert a.features is not None
     assert b.features is not None
     valid = (a.valid, b.valid)
     return coupled_convex(
-        a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce
+        a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce, unknown
     )
 
 
@@ -202,11 +206,16 @@ def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
     """
     stack = torch.stack(list(fields))
     if mode == "mean" or len(stack) == 1:
-        return stack.mean(0)
+        return _mean(fields)
     if mode == "signed":
         return stack.amax(0)
     longest = stack.square().sum(1).argmax(0)
     return stack.gather(0, longest[None, None].expand(1, 3, -1, -1, -1))[0]
+
+
+def _mean(fields: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean in the given order, so that the last bit does not depend on the number of threads."""
+    return sum(fields[1:], fields[0]) / len(fields)
 
 
 def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, journal: Journal) -> torch.Tensor:
@@ -301,6 +310,6 @@ def _mean_term(
     def mean(field: torch.Tensor) -> tuple[float, torch.Tensor]:
         results = [term(field) for term in terms]
         value = sum(value for value, _ in results) / len(results)
-        return value, torch.stack([gradient for _, gradient in results]).mean(0)
+        return value, _mean([gradient for _, gradient in results])
 
     return terms[0] if len(terms) == 1 else mean
