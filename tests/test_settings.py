@@ -145,6 +145,20 @@ def test_settings_made_in_python_are_checked_too() -> None:
         check(dataclasses.replace(good, refine=(Refinement(level=0),)))
 
 
+def test_the_page_names_every_preset_and_setting_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "mcbo.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert {row[0].strip("`") for row in rows if len(row) == 2} == set(presets("mcbo"))
+    told = {row[0].strip("`"): row[2] for row in rows if len(row) == 4}
+    for kind in (Mcbo, Refinement):
+        for key, value in to_dict(kind()).items():
+            shown = "one stage" if key == "refine" else str(list(value) if isinstance(value, tuple) else value)
+            assert told.pop(key) in (shown, shown.lower(), shown.removesuffix(".0")), key
+    assert not told
+
+
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
     source = Path(PRESETS.parent / "settings.py").read_text()

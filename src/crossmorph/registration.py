@@ -76,6 +76,8 @@ def register(
         target = _one_frame(fixed, 0, journal)
         start = _start(target, chosen[0], initial)
         _check_overlap(fixed, movings, start)
+        if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
+            journal.note("masks", "in the scores only: the published system takes none")
         grid, volumes = _volumes(target, chosen, start, settings, where)
 
     def one_kind(field: torch.Tensor) -> bool:

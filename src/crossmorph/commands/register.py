@@ -27,10 +27,10 @@ class Register:
     output folder, all of them or none. Exit code 0: done; 2: bad input; 3: done, but the verdict is failed.
     """
 
-    fixed: Positional[Path]
+    fixed: Positional[Annotated[Path, arg(metavar="FIXED")]]
     """The image whose space the result is in."""
 
-    moving: Positional[tuple[Path, ...]]
+    moving: Positional[Annotated[tuple[Path, ...], arg(metavar="MOVING [MOVING ...]")]]
     """The image to align, or several modalities of one body that share a space."""
 
     output: Annotated[Path, arg(aliases=("-o",))]
@@ -40,7 +40,7 @@ class Register:
     """Registration system."""
 
     preset: str = "default"
-    """Name of a preset of the system."""
+    """Name of a preset of the system: default, or the published remind2reg, comulis3dclem, convexadam."""
 
     settings: Path | None = None
     """TOML file with settings, in place of a preset."""
