@@ -2,7 +2,7 @@
 
 A patch b is explained by a patch x of the other image: by the least-squares fit of x, its gradient length g and a
 constant. LC2 is the share of the variance of b that the fit explains (Wein et al. 2008; Fuerst et al. 2014). Here
-in 3-D, over cubes of radius 3, 5 and 7 voxels, averaged, as DISA's training target (Ronchetti et al., MICCAI 2023):
+in 3-D, averaged over cubes of radius 3, 5 and 7 voxels, the training target of DISA (Ronchetti et al., 2023):
 
     A = [x, g, 1]    C = A A^T / n + RIDGE I    h = A b / n
     LC2 = clamp((h^T C^-1 h - mean(b)^2) / max(var(b), LEAST_VARIANCE), 0, 1)
