@@ -15,6 +15,7 @@ from crossmorph.commands.evaluate import Evaluate
 from crossmorph.commands.info import Info
 from crossmorph.commands.learn2reg import Learn2Reg
 from crossmorph.commands.register import Register
+from crossmorph.commands.train import Train
 from crossmorph.commands.tune import Tune
 from crossmorph.errors import InputError
 
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Learn2Reg, subcommand("learn2reg")]
     | Annotated[Tune, subcommand("tune")]
+    | Annotated[Train, subcommand("train")]
     | Annotated[Demo, subcommand("demo")]
 )
 

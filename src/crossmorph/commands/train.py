@@ -1,0 +1,183 @@
+"""``crossmorph train``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from crossmorph.errors import InputError
+
+if TYPE_CHECKING:
+    from crossmorph.train.patches import Volume
+
+    Report = Callable[[str, float, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on your own volumes.
+
+    disa: descriptors whose dot product is the LC2 similarity of two patches, for any pair of modalities. Volumes
+    need no registration and no labels; several modalities of a subject are best. Patches are compared between the
+    volumes of one subject, and whole subjects are kept out for validation. The folder gets weights.safetensors and
+    weights.json (the best so far), metrics.csv and, where tensorboard is installed, its files. Stopped with Ctrl-C
+    or killed, it goes on with --resume from its last save, at most a few minutes ago.
+    """
+
+    network: Positional[Literal["disa"]]
+    """What to train."""
+
+    volumes: Positional[Annotated[tuple[Path, ...], arg(metavar="VOLUME [VOLUME ...]")]]
+    """Volumes of at least two subjects."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder for the training and its weights."""
+
+    subject_pattern: str | None = None
+    """Regular expression that finds the subject in a volume's path; its first group if it has one. Default: the
+    folder that the volume lies in."""
+
+    unseen: str | None = None
+    """Regular expression: keep these subjects for validation. Default: the last tenth by name, at least one."""
+
+    schedule: Literal["paper", "cpu"] = "paper"
+    """paper: as published, for a GPU-sized effort. cpu: a reduced schedule, about an hour on one core."""
+
+    steps: int | None = None
+    """Optimiser steps in place of the schedule's."""
+
+    seed: int | None = None
+    """Seed of every random choice, in place of the schedule's."""
+
+    licence: str = ""
+    """Licence of the weights and credits of the data, for weights.json."""
+
+    resume: bool = False
+    """Go on with the training in the output folder."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def run(self) -> int:
+        """Read, train and return the exit code."""
+        from crossmorph.describe.disa import SPACING_MM
+        from crossmorph.train.disa import SCHEDULES, train_disa
+
+        chosen = {name: value for name in ("steps", "seed") if (value := getattr(self, name)) is not None}
+        settings = replace(SCHEDULES[self.schedule], **chosen).check()
+        seen, unseen = self._split()
+        self._make_folder()
+        about = {
+            "schedule": self.schedule + (f" with {chosen}" if chosen else ""),
+            "preprocessing": {"spacing_mm": SPACING_MM, "values": "z-scored over valid voxels, 0 elsewhere"},
+            "licence": self.licence or "not stated",
+        }
+        with _shown(self.quiet) as progress:
+            volumes = self._read(seen, settings.spacing_mm, progress)
+            held = self._read(unseen, settings.spacing_mm, progress)
+            best = train_disa(volumes, held, self.output, settings, about, self.resume, progress)
+        if not self.quiet:
+            print(
+                f"{self.output / 'weights.safetensors'}: squared error {best['error']:.4f} on unseen subjects "
+                f"(guessing the mean: {best['error_of_mean']:.4f})"
+            )
+        return 0
+
+    def _split(self) -> tuple[dict[Path, str], dict[Path, str]]:
+        """Volumes with their subjects: to learn from, and to validate on."""
+        if len(self.volumes) < 2:
+            raise InputError(
+                f"training needs at least two volumes of different subjects; {len(self.volumes)} given"
+            )
+        subjects = {path: self._subject(path) for path in self.volumes}
+        names = sorted(set(subjects.values()))
+        if self.unseen is None:
+            kept = set(names[-max(1, len(names) // 10) :])
+        else:
+            kept = {name for name in names if _compiled(self.unseen, "--unseen").search(name)}
+        if not kept or len(kept) == len(names):
+            raise InputError(
+                f"some subjects are needed to learn from and some to validate on; all {len(names)} "
+                f"({', '.join(names[:5])}) are on one side. Say with --subject-pattern what a subject is, and "
+                "with --unseen which to keep apart"
+            )
+        sides = [{p: s for p, s in subjects.items() if (s in kept) == side} for side in (False, True)]
+        return sides[0], sides[1]
+
+    def _subject(self, path: Path) -> str:
+        if self.subject_pattern is None:
+            return path.absolute().parent.name
+        pattern = _compiled(self.subject_pattern, "--subject-pattern")
+        found = pattern.search(path.as_posix())
+        if found is None:
+            raise InputError(f"--subject-pattern {self.subject_pattern} finds nothing in {path}")
+        return found[1] if pattern.groups else found[0]
+
+    def _make_folder(self) -> None:
+        from crossmorph.train.loop import STATE
+
+        if not self.resume and (self.output / STATE).exists():
+            raise InputError(
+                f"{self.output} holds a training already; add --resume to go on, or give another folder"
+            )
+        if self.resume and not self.output.is_dir():
+            raise InputError(f"there is no training to go on with: {self.output} is not a folder")
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.output}: {error.strerror}; give another folder") from error
+
+    def _read(self, subjects: dict[Path, str], spacing_mm: float, progress: Report) -> list[Volume]:
+        from crossmorph import io
+        from crossmorph.train.patches import prepared
+
+        volumes = []
+        for done, (path, subject) in enumerate(subjects.items()):
+            progress("reading", done / len(subjects), {})
+            volumes.append(prepared(io.read(path), subject, spacing_mm))
+        return volumes
+
+
+def _compiled(pattern: str, option: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{option} {pattern!r} is no regular expression: {error}") from error
+
+
+@contextmanager
+def _shown(quiet: bool) -> Iterator[Report]:
+    """A bar with the newest numbers on a terminal; elsewhere a line on stderr for each validation."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda stage, share, numbers: None
+    elif not console.is_terminal:
+        last: list[float | None] = [None]
+
+        def line(stage: str, share: float, numbers: dict[str, float]) -> None:
+            if numbers.get("error") != last[0] and "error_of_mean" in numbers:
+                last[0] = numbers["error"]
+                print(f"{stage} {share:.1%}: {_words(numbers)}", file=sys.stderr, flush=True)
+
+        yield line
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task("reading", total=1.0)
+            yield lambda stage, share, numbers: bars.update(
+                task, description=f"{stage} {_words(numbers)}", completed=min(share, 0.999)
+            )
+
+
+def _words(numbers: dict[str, float]) -> str:
+    return " ".join(f"{name} {numbers[name]:.4f}" for name in ("loss", "error") if name in numbers)
