@@ -17,7 +17,7 @@ from crossmorph.describe.disa import (
 from crossmorph.errors import InputError
 from crossmorph.networks.disa import PARAMETERS, REACH, STRIDES, TAPS, WIDE_TAPS, DisaNet, blur, clipped
 from crossmorph.space import Grid
-from crossmorph.train.checkpoint import save_tensors
+from crossmorph.train.checkpoint import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_bad_volumes_are_refused(network: DisaNet, values: torch.Tensor, options
 
 
 def test_weights_come_back(network: DisaNet, tmp_path: Path) -> None:
-    save_tensors(tmp_path / "w.safetensors", network.state_dict(), {"architecture": ARCHITECTURE})
+    save_weights(tmp_path / "w.safetensors", network, ARCHITECTURE, {})
     values = noise(16, 16, 16)
     again = disa_features(values, network=load_network(tmp_path / "w.safetensors"))
     assert torch.equal(again, disa_features(values, network=network))
@@ -158,14 +158,15 @@ def test_unusable_weights_are_refused(network: DisaNet, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(InputError, match="is missing"):
         load_network(path)
-    save_tensors(path, network.state_dict(), {"architecture": "voxelmorph"})
+    save_weights(path, network, "voxelmorph", {})
     with pytest.raises(InputError, match="'voxelmorph'; those of 'disa' are needed"):
         load_network(path)
-    some = {name: tensor for name, tensor in network.state_dict().items() if name != "leave.weight"}
-    save_tensors(path, some, {"architecture": ARCHITECTURE})
+    headless = DisaNet()
+    del headless.leave
+    save_weights(path, headless, ARCHITECTURE, {})
     with pytest.raises(InputError, match=r"the first is leave\.weight \(missing, needed \(16, 32, 1, 1, 1\)\)"):
         load_network(path)
-    save_tensors(path, network.state_dict(), {"architecture": ARCHITECTURE})
+    save_weights(path, network, ARCHITECTURE, {})
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(InputError, match="sha256"):
         load_network(path)

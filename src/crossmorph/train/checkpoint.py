@@ -1,7 +1,8 @@
-"""Weights on disk: tensors in a safetensors file, everything else in a JSON file beside it. Nothing is unpickled.
+"""Weights and training states on disk, as safetensors files. Nothing is ever unpickled.
 
-``disa.safetensors`` has ``disa.json`` beside it, which tells what the weights are for, what was done to the images
-before, what they were trained on, under which licence they are, what they reached, and the tensors' sha256.
+Weights have a JSON file beside them (``disa.safetensors``, ``disa.json``), which tells the architecture, what is
+done to images before, what the weights were trained on, under which licence they are, what they reached, and the
+sha256 of the tensors' file. The state of a training is one file, so that it is never half new and half old.
 """
 
 from __future__ import annotations
@@ -18,40 +19,76 @@ from crossmorph.errors import InputError
 from crossmorph.files import atomic_path
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and what is known about them; the sha256 of the tensors is added.
-
-    The tensors appear first. A reader that comes between the two files finds a wrong sha256, never a mixture.
+def save_weights(path: Path, network: torch.nn.Module, architecture: str, about: Mapping[str, Any]) -> None:
+    """Write the weights of a network and, beside them, what is known about them.
 
     Raises:
         InputError: the folder is missing or not writable, or the disk is full.
     """
     from safetensors.torch import save
 
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    text = json.dumps({**about, "sha256": hashlib.sha256(data).hexdigest()}, indent=2)
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+    about = {"architecture": architecture, **about, "sha256": hashlib.sha256(data).hexdigest()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def load_tensors(path: Path, architecture: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what ``save_tensors`` wrote.
-
-    Args:
-        path: the .safetensors file; the .json file lies beside it.
-        architecture: the network they must belong to, as the JSON file names it.
-
-    Returns:
-        The tensors by name, and the JSON file's content.
+def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dict[str, Any]:
+    """Put weights into a network and return what the JSON file beside them says.
 
     Raises:
-        InputError: a file is missing or damaged, the sha256 differs, or the weights belong to another network.
+        InputError: a file is missing or damaged, the sha256 differs, the weights belong to another architecture,
+            or names or shapes of the tensors do not fit the network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    about = _description(path, architecture)
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != about["sha256"]:
+        raise InputError(
+            f"{path} is not the file that {path.with_suffix('.json').name} describes: its sha256 is "
+            f"{found[:12]}..., not {str(about['sha256'])[:12]}...; copy both files again"
+        )
+    tensors, _ = _unpacked(data, path)
+    needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if needed != given:
+        wrong = sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name))
+        raise InputError(
+            f"{path} does not fit the network {architecture!r}: {len(wrong)} tensors differ, the first is "
+            f"{wrong[0]} ({given.get(wrong[0], 'missing')}, needed {needed.get(wrong[0], 'nothing')})"
+        )
+    network.load_state_dict(tensors)
+    return about
 
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and JSON as one file, at once: what a training goes on from.
+
+    Raises:
+        InputError: the folder is missing or not writable, or the disk is full.
+    """
+    from safetensors.torch import save
+
+    data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {"about": json.dumps(about)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises:
+        InputError: the file is damaged or another program's.
+    """
+    tensors, about = _unpacked(path.read_bytes(), path)
+    if about is None:
+        raise InputError(f"{path} was not written by a training; remove it, or give another folder")
+    return tensors, about
+
+
+def _description(path: Path, architecture: str) -> dict[str, Any]:
     side = path.with_suffix(".json")
     for file in (path, side):
         if not file.is_file():
@@ -59,44 +96,29 @@ def load_tensors(path: Path, architecture: str) -> tuple[dict[str, torch.Tensor]
                 f"{file} is missing; weights are a .safetensors file with a .json file of the same name beside it"
             )
     try:
-        about = json.loads(side.read_text(encoding="utf-8"))
-        name, expected = about["architecture"], about["sha256"]
+        about: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
+        name, _ = about["architecture"], about["sha256"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{side} does not describe weights: it needs architecture and sha256 ({error})"
         ) from error
     if name != architecture:
         raise InputError(f"{path} holds weights of {name!r}; those of {architecture!r} are needed")
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise InputError(
-            f"{path} is not the file that {side.name} describes: its sha256 is {found[:12]}..., not "
-            f"{str(expected)[:12]}...; copy both files again"
-        )
-    try:
-        return load(data), about
-    except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file: {error}") from error
-
-
-def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dict[str, Any]:
-    """Put weights into a network and return what the JSON file says about them.
-
-    Raises:
-        InputError: as ``load_tensors``, and where names or shapes of the tensors do not fit the network.
-    """
-    tensors, about = load_tensors(path, architecture)
-    needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if needed != found:
-        wrong = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
-        raise InputError(
-            f"{path} does not fit the network {architecture!r}: {len(wrong)} tensors differ, the first is "
-            f"{wrong[0]} ({found.get(wrong[0], 'missing')}, needed {needed.get(wrong[0], 'nothing')})"
-        )
-    network.load_state_dict(tensors)
     return about
+
+
+def _unpacked(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Tensors, and the JSON in the header if there is some."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("about")
+        return tensors, None if about is None else json.loads(about)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no safetensors file: {error}") from error
 
 
 def flattened(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

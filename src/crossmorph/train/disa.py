@@ -229,8 +229,9 @@ def augmented(patch: torch.Tensor, settings: DisaTraining, generator: torch.Gene
     if remap < settings.remap:
         patch = remapped(patch, generator)
     low, high = settings.scale
-    scaled = patch * (low + (high - low) * factor) * (-1 if sign < settings.sign else 1) + shift
-    return scaled + settings.noise * torch.randn(patch.shape, generator=generator)
+    scaled: torch.Tensor = patch * (low + (high - low) * factor) * (-1 if sign < settings.sign else 1) + shift
+    noise = torch.randn(patch.shape, generator=generator)
+    return scaled + settings.noise * noise
 
 
 def remapped(patch: torch.Tensor, generator: torch.Generator, knots: int = 7) -> torch.Tensor:
@@ -328,7 +329,7 @@ def _pool(
     keys = ("spacing_mm", "pairs", "candidates", "seed", "volumes" if learning else "unseen")
     drawn_from = {key: configuration[key] for key in keys}
     if path.exists():
-        tensors, about = load_tensors(path, "pairs of patches")
+        tensors, about = load_tensors(path)
         if about["drawn_from"] == drawn_from:
             return Pool(tensors["volumes"], tensors["centres"], tensors["scores"])
     generator = torch.Generator().manual_seed(settings.seed + (0 if learning else 1))
@@ -338,5 +339,5 @@ def _pool(
     )
     order = torch.randperm(len(pool.scores), generator=generator)
     pool = Pool(pool.volumes[order], pool.centres[order], pool.scores[order])
-    save_tensors(path, pool.tensors(), {"architecture": "pairs of patches", "drawn_from": drawn_from})
+    save_tensors(path, pool.tensors(), {"drawn_from": drawn_from})
     return pool

@@ -2,7 +2,7 @@
 
 After every save the folder holds
 
-    training.safetensors, .json   network, optimiser, random state, step and configuration, to go on from
+    training.safetensors          network, optimiser, random state, step and configuration, to go on from
     weights.safetensors, .json    the network with the lowest validation error so far
     metrics.csv                   a row each time losses are written or the network is validated
     tensorboard/                  the same for TensorBoard, where it is installed
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from crossmorph.errors import InputError
-from crossmorph.train.checkpoint import flattened, load_tensors, restore, save_tensors
+from crossmorph.train.checkpoint import flattened, load_tensors, restore, save_tensors, save_weights
 
 STATE, WEIGHTS, METRICS = "training.safetensors", "weights.safetensors", "metrics.csv"
 
@@ -140,23 +140,24 @@ def _save_state(
     tensors = {f"network.{name}": tensor for name, tensor in task.network.state_dict().items()}
     tensors |= flattened(task.optimizer)
     tensors["generator"] = generator.get_state()
-    about = {"architecture": task.architecture, "configuration": task.configuration, "step": step, "best": best}
+    about = {"configuration": _identity(task), "step": step, "best": best}
     save_tensors(folder / STATE, tensors, about)
 
 
 def _save_weights(task: Task, folder: Path, metrics: Mapping[str, float]) -> None:
-    about = {
-        "architecture": task.architecture,
-        **task.about,
-        "training": task.configuration,
-        "metrics": metrics,
-    }
-    save_tensors(folder / WEIGHTS, task.network.state_dict(), about)
+    about = {**task.about, "training": task.configuration, "metrics": metrics}
+    save_weights(folder / WEIGHTS, task.network, task.architecture, about)
+
+
+def _identity(task: Task) -> dict[str, Any]:
+    """What must be the same for a training to go on, as it comes back from JSON."""
+    found: dict[str, Any] = json.loads(json.dumps({"network": task.architecture, **task.configuration}))
+    return found
 
 
 def _resumed(task: Task, path: Path, generator: torch.Generator) -> tuple[int, dict[str, float]]:
-    tensors, about = load_tensors(path, task.architecture)
-    changed = differences(about["configuration"], json.loads(json.dumps(task.configuration)))
+    tensors, about = load_tensors(path)
+    changed = differences(about["configuration"], _identity(task))
     if changed:
         raise InputError(
             f"{path.parent} holds a training with other settings, so it cannot go on: {'; '.join(changed)}. "
