@@ -30,6 +30,7 @@ from crossmorph.train.disa import (
     rate_at,
     remapped,
     similarities,
+    started,
     train_disa,
 )
 from crossmorph.train.loop import METRICS, STATE, WEIGHTS, Task, fit
@@ -258,6 +259,14 @@ def test_the_published_rate() -> None:
     assert max(rate_at(step, CPU) for step in range(CPU.steps)) <= CPU.rate
 
 
+def test_a_lively_start_gives_descriptors_of_some_length() -> None:
+    x = torch.stack([blobs(33, 33, 33, seed=s) for s in range(3)])[:, None]
+    with torch.no_grad():
+        lengths = [float(started(replace(PAPER, lively=on))(x).norm(dim=1).mean()) for on in (False, True)]
+    assert lengths[0] < 0.3
+    assert 0.5 < lengths[1] < 3
+
+
 def test_augmenting_changes_values_as_published() -> None:
     patch = blobs(17, 17, 17)
     draw = generator()
@@ -314,11 +323,11 @@ def test_descriptors_are_taken_at_the_places() -> None:
 
 
 def test_even_weights_give_each_tenth_the_same_say() -> None:
-    """Unless it has hardly any pairs: two of a thousand count as two of five."""
-    target = torch.cat([torch.full((900,), 0.05), torch.full((98,), 0.55), torch.full((2,), 0.95)])
+    """Unless it has hardly any pairs: two of ten thousand count as two of five."""
+    target = torch.cat([torch.full((9900,), 0.05), torch.full((98,), 0.55), torch.full((2,), 0.95)])
     weight = evening_weights(target)
     assert float(weight.sum()) == pytest.approx(1)
-    shares = [float(weight[target == target[index]].sum()) for index in (0, 950, -1)]
+    shares = [float(weight[target == target[index]].sum()) for index in (0, 9950, -1)]
     assert shares == pytest.approx([1 / 2.4, 1 / 2.4, 0.4 / 2.4], rel=1e-4)
 
 
@@ -377,6 +386,7 @@ def test_a_whole_training(tmp_path: Path) -> None:
         {"scale": (1.3, 0.7)},
         {"batch": 0},
         {"candidates": -1},
+        {"copies": 1, "places": 1},
     ],
 )
 def test_settings_out_of_range_are_named(wrong: dict) -> None:

@@ -19,7 +19,7 @@ import torch
 from crossmorph.describe.disa import ARCHITECTURE
 from crossmorph.describe.lc2 import gradient_length, lc2_pairs
 from crossmorph.errors import InputError
-from crossmorph.networks.disa import DisaNet, clipped
+from crossmorph.networks.disa import Conv, DisaNet, clipped
 from crossmorph.train.checkpoint import load_tensors, save_tensors
 from crossmorph.train.loop import Task, fit
 from crossmorph.train.patches import WINDOW, Pool, Volume, cut_turned, draw_pool, random_turn
@@ -77,6 +77,14 @@ class DisaTraining:
     remap: float = 0.0
     """Probability that the values of a patch go through a random curve, which makes another modality of it."""
 
+    copies: int = 0
+    """Copies of each patch, augmented on their own, that join the batch: the same place in other modalities."""
+
+    lively: bool = False
+    """Start from weights that keep the variance of what passes through (He et al. 2015), residual branches damped.
+    Descriptors then begin with a length near 1; from PyTorch's own weights they begin near 0.1, and nothing is
+    learnt for some 300 steps."""
+
     half: bool = False
     """Compute the network in bfloat16."""
 
@@ -101,7 +109,8 @@ class DisaTraining:
                 self.pairs, self.batch, self.places, self.steps, self.unseen_pairs
             )
             >= 1,
-            "candidates must not be negative": self.candidates >= 0,
+            "candidates and copies must not be negative": min(self.candidates, self.copies) >= 0,
+            "copies need places above 1, which compare all with all": self.copies == 0 or self.places > 1,
         }
         for rule, kept in rules.items():
             if not kept:
@@ -116,12 +125,14 @@ CPU = replace(
     pairs=800,
     candidates=16384,
     patch=41,
-    batch=6,
-    places=40,
-    steps=8000,
-    rate=2e-3,
+    batch=3,
+    places=56,
+    copies=1,
+    steps=5500,
+    rate=1.5e-3,
     schedule="cosine",
-    remap=0.25,
+    remap=0.5,
+    lively=True,
     half=True,
     unseen_pairs=500,
 )
@@ -163,8 +174,7 @@ def train_disa(
     }
     pool = _pool(volumes, folder, configuration, settings, True, progress)
     held = _pool(unseen, folder, configuration, settings, False, progress)
-    torch.manual_seed(settings.seed)
-    network = DisaNet().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = started(settings)
     task = Task(
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
@@ -186,6 +196,22 @@ def train_disa(
     )
 
 
+def started(settings: DisaTraining) -> DisaNet:
+    """The network before its first step, from the seed."""
+    torch.manual_seed(settings.seed)
+    network = DisaNet()
+    if settings.lively:
+        for module in network.modules():
+            if isinstance(module, Conv):
+                torch.nn.init.kaiming_normal_(module.weight, a=0.01)
+                torch.nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for block in (network.fine, network.middle, network.coarse):
+            block.second.weight.data.mul_(0.3)
+        torch.nn.init.normal_(network.leave.weight, std=0.18)
+    laid_out: DisaNet = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return laid_out
+
+
 def rate_at(step: int, settings: DisaTraining) -> float:
     """The learning rate of a step, counted from 0."""
     if settings.schedule == "cosine":
@@ -205,9 +231,8 @@ def batch_loss(
     for index in drawn.tolist():
         turn = random_turn(generator)
         for which, centre in zip(pool.volumes[index].tolist(), pool.centres[index], strict=True):
-            patches.append(
-                augmented(cut_turned(volumes[which], centre, turn, settings.patch), settings, generator)
-            )
+            patch = cut_turned(volumes[which], centre, turn, settings.patch)
+            patches += [augmented(patch, settings, generator) for _ in range(1 + settings.copies)]
     x = torch.stack(patches)
     places = chosen_places(len(x), settings, generator)
     features = described(network, x, places, settings)
@@ -275,10 +300,10 @@ def similarities(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def evening_weights(target: torch.Tensor, bins: int = 10) -> torch.Tensor:
-    """Weights of sum 1 by which every tenth of [0, 1] counts alike; a tenth with few pairs counts less."""
+    """Weights of sum 1 by which every tenth of [0, 1] counts alike; one with hardly any pairs counts less."""
     which = (target * bins).long().clamp(0, bins - 1)
     counts = torch.bincount(which.reshape(-1), minlength=bins)
-    weight = (1 / counts.clamp_min(target.numel() // 200))[which]
+    weight = (1 / counts.clamp_min(target.numel() // 2000))[which]
     return weight / weight.sum()
 
 
