@@ -26,6 +26,7 @@ from crossmorph.train.disa import (
     chosen_places,
     described,
     evening_weights,
+    of_two_volumes,
     predictions,
     rate_at,
     remapped,
@@ -265,6 +266,14 @@ def test_a_lively_start_gives_descriptors_of_some_length() -> None:
         lengths = [float(started(replace(PAPER, lively=on))(x).norm(dim=1).mean()) for on in (False, True)]
     assert lengths[0] < 0.3
     assert 0.5 < lengths[1] < 3
+
+
+def test_pairs_of_a_batch_are_of_two_volumes() -> None:
+    """In the order a, its copy, b, its copy, for each pair."""
+    found = of_two_volumes(8, 1)
+    one = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]).bool()
+    assert torch.equal(found, torch.block_diag(one, one).bool())
+    assert torch.equal(of_two_volumes(4, 0).nonzero(), torch.tensor([[0, 1], [1, 0], [2, 3], [3, 2]]))
 
 
 def test_augmenting_changes_values_as_published() -> None:

@@ -47,8 +47,8 @@ class DisaTraining:
     """Pairs of patches a step."""
 
     places: int = 1
-    """Descriptors used of each patch. 1: the centre, compared with that of the other patch of its pair. More: the
-    centre and others at random, all compared with all, weighted so that every similarity counts alike."""
+    """Descriptors used of each patch. 1: the centre, compared with that of the other patch of its pair. More: also
+    others at random, all compared with all, weighted so that every similarity counts alike; half the loss."""
 
     steps: int = 69_700
     """Optimiser steps; the paper's 35 epochs of 510,000 pairs."""
@@ -128,7 +128,7 @@ CPU = replace(
     batch=3,
     places=56,
     copies=1,
-    steps=5500,
+    steps=5000,
     rate=1.5e-3,
     schedule="cosine",
     remap=0.5,
@@ -225,7 +225,7 @@ def rate_at(step: int, settings: DisaTraining) -> float:
 def batch_loss(
     network: DisaNet, volumes: Sequence[Volume], pool: Pool, settings: DisaTraining, generator: torch.Generator
 ) -> torch.Tensor:
-    """The squared error of one random batch."""
+    """The squared error of one random batch: of the pairs' centres in both directions, and of all places."""
     drawn = torch.randint(0, len(pool.scores), (settings.batch,), generator=generator)
     patches = []
     for index in drawn.tolist():
@@ -237,14 +237,17 @@ def batch_loss(
     places = chosen_places(len(x), settings, generator)
     features = described(network, x, places, settings)
     target = similarities(x, places)
-    if settings.places > 1:
-        weight = evening_weights(target)
-        error: torch.Tensor = weight * (features @ features.T - target) ** 2
-        return error.sum()
-    of_b, of_x = features[0::2], features[1::2]
-    swapped = torch.rand(settings.batch, generator=generator) < 0.5
-    target = torch.where(swapped, target[1::2, 0::2].diagonal(), target[0::2, 1::2].diagonal())
-    return (((of_b * of_x).sum(1) - target) ** 2).mean()
+    error: torch.Tensor = (features @ features.T - target) ** 2
+    centres = torch.arange(0, len(error), settings.places)
+    loss = error[centres][:, centres][of_two_volumes(len(x), settings.copies)].mean()
+    return loss if settings.places == 1 else (loss + (evening_weights(target) * error).sum()) / 2
+
+
+def of_two_volumes(count: int, copies: int) -> torch.Tensor:
+    """(count, count) bool: which patches of a batch are of one pair, but not of one volume."""
+    index = torch.arange(count)
+    pair, volume = index // (2 + 2 * copies), index // (1 + copies)
+    return (pair[:, None] == pair) & (volume[:, None] != volume)
 
 
 def augmented(patch: torch.Tensor, settings: DisaTraining, generator: torch.Generator) -> torch.Tensor:
