@@ -395,6 +395,7 @@ def test_a_whole_training(tmp_path: Path) -> None:
         {"scale": (1.3, 0.7)},
         {"batch": 0},
         {"candidates": -1},
+        {"paired": 1.5},
         {"copies": 1, "places": 1},
     ],
 )

@@ -48,7 +48,10 @@ class DisaTraining:
 
     places: int = 1
     """Descriptors used of each patch. 1: the centre, compared with that of the other patch of its pair. More: also
-    others at random, all compared with all, weighted so that every similarity counts alike; half the loss."""
+    others at random, all compared with all, weighted so that every similarity counts alike."""
+
+    paired: float = 0.1
+    """Share of the loss that the pairs' centres have where all places are compared."""
 
     steps: int = 69_700
     """Optimiser steps; the paper's 35 epochs of 510,000 pairs."""
@@ -109,6 +112,7 @@ class DisaTraining:
                 self.pairs, self.batch, self.places, self.steps, self.unseen_pairs
             )
             >= 1,
+            "paired must lie between 0 and 1": 0 <= self.paired <= 1,
             "candidates and copies must not be negative": min(self.candidates, self.copies) >= 0,
             "copies need places above 1, which compare all with all": self.copies == 0 or self.places > 1,
         }
@@ -128,7 +132,7 @@ CPU = replace(
     batch=3,
     places=56,
     copies=1,
-    steps=5000,
+    steps=4500,
     rate=1.5e-3,
     schedule="cosine",
     remap=0.5,
@@ -240,7 +244,9 @@ def batch_loss(
     error: torch.Tensor = (features @ features.T - target) ** 2
     centres = torch.arange(0, len(error), settings.places)
     loss = error[centres][:, centres][of_two_volumes(len(x), settings.copies)].mean()
-    return loss if settings.places == 1 else (loss + (evening_weights(target) * error).sum()) / 2
+    if settings.places == 1:
+        return loss
+    return settings.paired * loss + (1 - settings.paired) * (evening_weights(target) * error).sum()
 
 
 def of_two_volumes(count: int, copies: int) -> torch.Tensor:
