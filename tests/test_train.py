@@ -434,6 +434,7 @@ def test_bad_input_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.
         ([*files, slice_, *out], "2-D"),
         ([*files, empty, *out], "no valid voxel"),
         ([*files, *out, "--steps", "0"], "steps"),
+        *([] if torch.cuda.is_available() else [([*files, *out, "--device", "cuda"], "no CUDA device")]),
         ([*files, "-o", str(tmp_path / "nowhere"), "--resume"], "no training to go on with"),
         ([*files, "-o", str(tmp_path / "file" / "out")], "cannot write"),
     ]

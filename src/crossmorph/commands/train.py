@@ -56,6 +56,9 @@ class Train:
     seed: int | None = None
     """Seed of every random choice, in place of the schedule's."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
     licence: str = ""
     """Licence of the weights and credits of the data, for weights.json."""
 
@@ -73,6 +76,7 @@ class Train:
         chosen = {name: value for name in ("steps", "seed") if (value := getattr(self, name)) is not None}
         settings = replace(SCHEDULES[self.schedule], **chosen).check()
         seen, unseen = self._split()
+        device = self._device()
         self._make_folder()
         about = {
             "schedule": self.schedule + (f" with {chosen}" if chosen else ""),
@@ -82,7 +86,7 @@ class Train:
         with _shown(self.quiet) as progress:
             volumes = self._read(seen, settings.spacing_mm, progress)
             held = self._read(unseen, settings.spacing_mm, progress)
-            best = train_disa(volumes, held, self.output, settings, about, self.resume, progress)
+            best = train_disa(volumes, held, self.output, settings, about, self.resume, device, progress)
         if not self.quiet:
             print(
                 f"{self.output / 'weights.safetensors'}: squared error {best['error']:.4f} on unseen subjects "
@@ -110,6 +114,13 @@ class Train:
             )
         sides = [{p: s for p, s in subjects.items() if (s in kept) == side} for side in (False, True)]
         return sides[0], sides[1]
+
+    def _device(self) -> str:
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def _subject(self, path: Path) -> str:
         if self.subject_pattern is None:

@@ -152,6 +152,7 @@ def train_disa(
     settings: DisaTraining = PAPER,
     about: dict[str, Any] | None = None,
     resume: bool = False,
+    device: torch.device | str = "cpu",
     progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, numbers: None,
 ) -> dict[str, float]:
     """Train, and leave ``weights.safetensors`` with its JSON file in the folder (see ``train.loop``).
@@ -162,6 +163,7 @@ def train_disa(
         settings: see ``DisaTraining``.
         about: more for the JSON file of the weights: data, licence.
         resume: go on from what the folder holds.
+        device: where to train. Pairs of patches are drawn on the CPU, as are all random numbers.
         progress: told the stage, its share and the newest numbers.
 
     Returns:
@@ -178,7 +180,8 @@ def train_disa(
     }
     pool = _pool(volumes, folder, configuration, settings, True, progress)
     held = _pool(unseen, folder, configuration, settings, False, progress)
-    network = started(settings)
+    volumes, unseen = ([replace(v, values=v.values.to(device)) for v in side] for side in (volumes, unseen))
+    network = started(settings).to(device)
     task = Task(
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
@@ -238,12 +241,12 @@ def batch_loss(
             patch = cut_turned(volumes[which], centre, turn, settings.patch)
             patches += [augmented(patch, settings, generator) for _ in range(1 + settings.copies)]
     x = torch.stack(patches)
-    places = chosen_places(len(x), settings, generator)
+    places = chosen_places(len(x), settings, generator).to(x.device)
     features = described(network, x, places, settings)
     target = similarities(x, places)
     error: torch.Tensor = (features @ features.T - target) ** 2
-    centres = torch.arange(0, len(error), settings.places)
-    loss = error[centres][:, centres][of_two_volumes(len(x), settings.copies)].mean()
+    of_centres = error[:: settings.places, :: settings.places]
+    loss = of_centres[of_two_volumes(len(x), settings.copies).to(x.device)].mean()
     if settings.places == 1:
         return loss
     return settings.paired * loss + (1 - settings.paired) * (evening_weights(target) * error).sum()
@@ -264,13 +267,13 @@ def augmented(patch: torch.Tensor, settings: DisaTraining, generator: torch.Gene
         patch = remapped(patch, generator)
     low, high = settings.scale
     scaled: torch.Tensor = patch * (low + (high - low) * factor) * (-1 if sign < settings.sign else 1) + shift
-    noise = torch.randn(patch.shape, generator=generator)
+    noise = torch.randn(patch.shape, generator=generator).to(patch.device)
     return scaled + settings.noise * noise
 
 
 def remapped(patch: torch.Tensor, generator: torch.Generator, knots: int = 7) -> torch.Tensor:
     """Values through a random broken line from -3 to 3, brought back to the deviation they had."""
-    heights = 1.5 * torch.randn(knots, generator=generator)
+    heights = 1.5 * torch.randn(knots, generator=generator).to(patch.device)
     place = ((patch.clamp(-2.999, 2.999) + 3) / 6) * (knots - 1)
     below = place.floor().long()
     curve = torch.lerp(heights[below], heights[below + 1], place - below)
@@ -289,10 +292,10 @@ def chosen_places(count: int, settings: DisaTraining, generator: torch.Generator
 def described(network: DisaNet, x: torch.Tensor, places: torch.Tensor, settings: DisaTraining) -> torch.Tensor:
     """(N, S, S, S) patches and (N, P, 3) places -> (N P, 16) clipped descriptors."""
     batch = x[:, None].contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.half):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.half):
         found = network(batch)
     i, j, k = places.unbind(-1)
-    rows = torch.arange(len(x))[:, None].expand_as(i)
+    rows = torch.arange(len(x), device=x.device)[:, None].expand_as(i)
     return clipped(found[rows, :, i, j, k].float().flatten(0, 1))
 
 
@@ -303,7 +306,7 @@ def similarities(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     for values in (x, length):
         cubes = values.unfold(1, 2 * WINDOW + 1, 1).unfold(2, 2 * WINDOW + 1, 1).unfold(3, 2 * WINDOW + 1, 1)
         i, j, k = (4 * places - WINDOW).unbind(-1)
-        rows = torch.arange(len(x))[:, None].expand_as(i)
+        rows = torch.arange(len(x), device=x.device)[:, None].expand_as(i)
         windows.append(cubes[rows, i, j, k].flatten(0, 1))
     return lc2_pairs(windows[0], windows[0], windows[1])
 
@@ -333,11 +336,11 @@ def predictions(
                     for which, centre in zip(pair, centres, strict=True)
                 ]
             )
-            places = torch.full((len(x), 1, 3), settings.patch // 8)
+            places = torch.full((len(x), 1, 3), settings.patch // 8, device=x.device)
             features = described(network, x, places, settings)
             dots.append((features[0::2] * features[1::2]).sum(1))
             targets.append(similarities(x, places)[0::2, 1::2].diagonal())
-    return torch.cat(dots), torch.cat(targets)
+    return torch.cat(dots).cpu(), torch.cat(targets).cpu()
 
 
 def summary(dots: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Task:
 
     Args:
         network: its parameters are optimised in place.
-        optimizer: over these parameters.
+        optimizer: over these parameters, on the network's device.
         rate: learning rate as a function of the step, from 0.
         loss: one scalar to minimise, drawn with the generator.
         validate: numbers by name; the network with the lowest ``"error"`` is kept.

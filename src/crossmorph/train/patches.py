@@ -125,9 +125,10 @@ def cut(values: torch.Tensor, centres: torch.Tensor, radius: int) -> torch.Tenso
 
 def cut_turned(volume: Volume, centre: torch.Tensor, turn: torch.Tensor, size: int) -> torch.Tensor:
     """(size, size, size) around a voxel, sampled at unit pitch on axes turned by a (3, 3) matrix; 0 outside."""
-    line = torch.arange(size, dtype=torch.float32) - size // 2
+    values = volume.values[None]
+    line = torch.arange(size, dtype=torch.float32, device=values.device) - size // 2
     steps = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
-    return sample(volume.values[None], steps @ turn.T + centre.float())[0]
+    return sample(values, steps @ turn.T.to(steps) + centre.to(steps))[0]
 
 
 def random_turn(generator: torch.Generator) -> torch.Tensor:
