@@ -183,33 +183,3 @@ def normalised(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     sample = sample[:: max(1, sample.numel() // 1_000_000)]
     low, high = (float(torch.quantile(sample, q)) for q in (0.01, 0.99))
     return (values - low) / max(high - low, 1e-12)
-
-
-def of_one_kind(fixed: torch.Tensor, moved: torch.Tensor, mask: torch.Tensor) -> tuple[bool, float]:
-    """Whether two roughly aligned images show tissues in the same order of brightness, and the evidence.
-
-    The evidence is the correlation of rank and conditional mean: over 32 equal shares of the tissue voxels by one
-    image's value, how straight the other's mean rises; the smaller of both directions. Two T1 scans give about
-    0.98, T1 and FLAIR 0.4 to 0.85, T1 and T2 a negative number. Tissue is what lies above a tenth of the range in
-    both, since every pair agrees that air is dark.
-
-    Args:
-        fixed, moved: (I, J, K), normalised to about 0..1.
-        mask: where to look.
-    """
-    tissue = mask & (fixed > 0.1) & (moved > 0.1)
-    if int(tissue.sum()) < 1000:
-        return False, 0.0
-    pair = fixed[tissue].cpu().numpy(), moved[tissue].cpu().numpy()
-    evidence = min(_rise(*pair), _rise(*pair[::-1]))
-    return evidence > ONE_KIND, round(evidence, 3)
-
-
-def _rise(values: np.ndarray, others: np.ndarray, shares: int = 32) -> float:
-    order = np.argsort(values, kind="stable")
-    means = [part.mean() for part in np.array_split(others[order], shares)]
-    return float(np.corrcoef(np.arange(shares), means)[0, 1]) if np.ptp(means) > 0 else 0.0
-
-
-ONE_KIND = 0.93
-"""Evidence above which two images count as one kind."""

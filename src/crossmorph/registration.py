@@ -1,4 +1,4 @@
-"""The whole flow of a registration on one page: check, start, work, transform, score."""
+"""The whole flow of a registration on one page: check, align, deform, score."""
 
 from __future__ import annotations
 
@@ -12,20 +12,13 @@ import torch
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
-from crossmorph.preprocess import (
-    check_registrable,
-    foreground,
-    masked,
-    normalised,
-    of_one_kind,
-    onto,
-    working_grid,
-)
+from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto, working_grid
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
 from crossmorph.settings import Mcbo, check, load_settings
 from crossmorph.space import Grid, gap_mm
-from crossmorph.systems.mcbo import Volume, mcbo
+from crossmorph.systems.linear import align
+from crossmorph.systems.mcbo import Volume, information, mcbo
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
 MAX_FIELD_VOXELS = 1_200_000
@@ -37,7 +30,8 @@ def register(
     moving: Image | Sequence[Image],
     *,
     settings: Mcbo | None = None,
-    initial: str | Transform = "header",
+    initial: Transform | None = None,
+    deformable: bool = True,
     fixed_mask: Image | Labels | None = None,
     moving_mask: Image | Labels | None = None,
     frame: int | str = 0,
@@ -52,8 +46,9 @@ def register(
         moving: one image, or several modalities of one body in one space, which share the displacement. Of a 4-D
             image one frame is registered and all are warped.
         settings: of the system; None is MCBO's ``default`` preset.
-        initial: ``"header"`` trusts the world coordinates of both files, ``"center-of-mass"`` moves the centres of
-            intensity onto each other, and a linear transform (fixed to moving points) is taken as it is.
+        initial: linear transform (fixed to moving points) that the linear stage starts from; None trusts the world
+            coordinates of both files first. With ``settings.linear.model = "none"`` it is taken as it is.
+        deformable: whether the linear stage is followed by the deformable one.
         fixed_mask, moving_mask: only voxels above zero count; any grid of the image's own world.
         frame: of a 4-D moving image, a number or ``"mean"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -64,7 +59,7 @@ def register(
         The transform from fixed to moving points with everything needed to judge and save it.
 
     Raises:
-        InputError: an image or mask cannot be registered, or the fields of view do not overlap.
+        InputError: an image or mask cannot be registered, or the fields of view do not overlap from any start.
     """
     journal = Journal(progress)
     settings = check(settings if settings is not None else load_settings())
@@ -74,23 +69,52 @@ def register(
         fixed, movings = _checked(fixed, movings, fixed_mask, moving_mask)
         chosen = [_one_frame(image, frame, journal) for image in movings]
         target = _one_frame(fixed, 0, journal)
-        start = _start(target, chosen[0], initial)
-        _check_overlap(fixed, movings, start)
-        if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
-            journal.note("masks", "in the scores only: the published system takes none")
-        grid, volumes = _volumes(target, chosen, start, settings, where)
-
-    def one_kind(field: torch.Tensor) -> bool:
-        return all(_alike(volumes[0], volume, field, journal) for volume in volumes[1:])
-
-    field = mcbo(volumes[0], volumes[1:], settings, journal, one_kind, seed)
-    with journal.stage("transform"):
-        dense = _displacement(field.cpu(), grid)
-        transform = Chain((dense, start), fixed_grid=fixed.grid, moving_grid=movings[0].grid)
-    result = Result(fixed, tuple(movings), transform, settings, journal, seed, str(where), target, tuple(chosen))
+        begin = _linear(initial)
+    matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed)
+    linear = Affine(matrix)
+    parts: tuple[Transform, ...] = (linear,)
+    if deformable:
+        dense = _deformation(target, chosen, linear, settings, journal, where, seed)
+        parts = parts if dense is None else (dense, linear)
+    if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
+        journal.note("masks", "in the scores only: the published system takes none")
+    transform = Chain(parts, fixed_grid=fixed.grid, moving_grid=movings[0].grid)
+    result = Result(
+        fixed, tuple(movings), transform, begin, settings, journal, seed, str(where), target, tuple(chosen)
+    )
     with journal.stage("judge"):
         result.verdict  # noqa: B018  # computed here so that its time is counted
     return result
+
+
+def _deformation(
+    fixed: Image,
+    movings: list[Image],
+    linear: Affine,
+    settings: Mcbo,
+    journal: Journal,
+    device: torch.device,
+    seed: int,
+) -> DisplacementField | None:
+    """The displacement that follows the linear map, or None where it does harm."""
+    with journal.stage("draw"):
+        _check_overlap(fixed, movings, linear)
+        grid, volumes = _volumes(fixed, movings, linear, settings, device)
+
+    field = mcbo(volumes[0], volumes[1:], settings, journal, seed)
+    with journal.stage("transform"):
+        if not settings.reproduce and not _helps(volumes, field, journal):
+            return None
+        return _displacement(field.cpu(), grid)
+
+
+def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal) -> bool:
+    """Whether mutual information, which no deformable stage fits, grows where the images are seen all along."""
+    fixed, *movings = (volume.pooled(2) for volume in volumes)
+    before, after = information(fixed, movings, None, resize(field, fixed.values.shape))
+    kept = not after <= before
+    journal.note("deformable", {"kept": kept, "judge": "mutual information", "before": before, "after": after})
+    return kept
 
 
 def _device(name: str) -> torch.device:
@@ -134,29 +158,12 @@ def _one_frame(image: Image, frame: int | str, journal: Journal) -> Image:
     return image.mean_frame() if frame == "mean" else image.frame(int(frame))
 
 
-def _start(fixed: Image, moving: Image, initial: str | Transform) -> Affine:
-    """The linear transform that the search starts from."""
-    if isinstance(initial, Affine):
-        return initial
-    if isinstance(initial, Transform):
-        raise InputError("the initial transform must be linear, but this one holds a displacement field")
-    if initial == "header":
+def _linear(initial: Transform | None) -> Affine:
+    if initial is None:
         return Affine.identity()
-    if initial == "center-of-mass":
-        return Affine.translation(center_of_mass(moving) - center_of_mass(fixed))
-    raise InputError(f"initial must be header, center-of-mass or a transform, not {initial!r}")
-
-
-def center_of_mass(image: Image) -> np.ndarray:
-    """Centre of the intensities above the smallest one, valid voxels only: (3,) RAS mm."""
-    values = (image.data[0] - image.data[0][image.valid].min()).double() * image.valid
-    total = values.sum().clamp_min(1e-12)
-    lines = [
-        (values.sum([a for a in range(3) if a != axis]) * torch.arange(n, device=values.device)).sum() / total
-        for axis, n in enumerate(values.shape)
-    ]
-    center: np.ndarray = image.grid.to_world(torch.stack(lines).cpu().numpy())
-    return center
+    if not isinstance(initial, Affine):
+        raise InputError(f"the initial transform must be linear, but a {type(initial).__name__} was given")
+    return initial
 
 
 def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
@@ -167,7 +174,7 @@ def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
         if gap > 0:
             raise InputError(
                 f"{moving.name} lies {gap:.0f} mm away from {fixed.name}: their boxes do not meet under this "
-                "start. Try --initial center-of-mass, or give a transform file"
+                "start. Let the linear stage find one, or give a transform file with --initial"
             )
 
 
@@ -191,7 +198,7 @@ def _volumes(
         if not (image.valid & fixed_drawn.valid).any():
             raise InputError(
                 f"{source.name} and {fixed.name} have no valid voxel in common under this start (masks included); "
-                "try --initial center-of-mass or check the masks"
+                "let the linear stage find one, or check the masks"
             )
     if settings.reproduce:
         everywhere = torch.ones(grid.shape, dtype=torch.bool, device=device)
@@ -201,17 +208,6 @@ def _volumes(
         values = normalised(image.data[0], image.valid)
         volumes.append(Volume(values.to(device), image.valid.to(device), foreground(image).to(device)))
     return grid, volumes
-
-
-def _alike(fixed: Volume, moving: Volume, field: torch.Tensor, journal: Journal) -> bool:
-    """Whether two volumes are of one kind, judged on blocks of 2^3 voxels with the coarse field applied."""
-    from crossmorph.match.consistency import warp
-
-    moved = replace(moving, values=warp(moving.values[None], field)[0]).pooled(2)
-    target = fixed.pooled(2)
-    answer, evidence = of_one_kind(target.values, moved.values, target.weight & moved.valid)
-    journal.note("one kind", {"answer": answer, "evidence": evidence})
-    return answer
 
 
 def _displacement(field: torch.Tensor, grid: Grid) -> DisplacementField:

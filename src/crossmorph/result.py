@@ -34,7 +34,8 @@ class Result:
     Attributes:
         fixed: the fixed image, restricted to its mask.
         movings: the moving images, restricted to theirs.
-        transform: from fixed to moving points; a displacement, then the start.
+        transform: from fixed to moving points; a displacement where there is one, then the linear part.
+        initial: where the linear stage was told to start.
         settings: as used, nothing left to defaults.
         journal: seconds and memory a stage, and what was chosen automatically.
         seed, device: of the run.
@@ -44,6 +45,7 @@ class Result:
     fixed: Image
     movings: tuple[Image, ...]
     transform: Chain
+    initial: Affine
     settings: Mcbo
     journal: Journal
     seed: int
@@ -52,18 +54,17 @@ class Result:
     moving_frames: tuple[Image, ...]
 
     @property
-    def displacement(self) -> DisplacementField:
-        """The deformable part of the transform, in the fixed space."""
-        dense = self.transform.transforms[0]
-        assert isinstance(dense, DisplacementField)
-        return dense
+    def displacement(self) -> DisplacementField | None:
+        """The deformable part of the transform, in the fixed space; None where there is none."""
+        first = self.transform.transforms[0]
+        return first if isinstance(first, DisplacementField) else None
 
     @property
-    def start(self) -> Affine:
-        """The linear part, which the search started from."""
-        start = self.transform.transforms[-1]
-        assert isinstance(start, Affine)
-        return start
+    def linear(self) -> Affine:
+        """The linear part, which acts after the displacement."""
+        last = self.transform.transforms[-1]
+        assert isinstance(last, Affine)
+        return last
 
     @cached_property
     def inverse(self) -> Transform:
@@ -84,8 +85,9 @@ class Result:
         """Agreement before and after, and how regular the transform is.
 
         ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image, where both
-        are valid before (under the start) and after. ``overlap``: share of the fixed valid voxels that see valid
-        moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and largest.
+        are valid before (at the initial pose) and after. ``overlap``: share of the fixed valid voxels that see
+        valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and
+        largest.
         ``inverse_residual_mm``: |T(T^-1(y)) - y| at the moving voxels y that T^-1 sends into the fixed field of
         view, and ``displacement_mm``: lengths of the deformable part on the fixed valid voxels; median, 95th
         percentile and largest.
@@ -95,9 +97,10 @@ class Result:
         pairs = []
         for moving in self.moving_frames:
             moving = _blurred_like(moving, coarse)
-            pairs.append((resample(moving, coarse, self.start), resample(moving, coarse, self.transform)))
+            pairs.append((resample(moving, coarse, self.initial), resample(moving, coarse, self.transform)))
         determinant = jacobian_determinant(self.transform, coarse)
-        length = self.displacement.displacements(coarse).norm(dim=0)[fixed.valid]
+        dense = self.displacement
+        length = dense.displacements(coarse).norm(dim=0)[fixed.valid] if dense else torch.zeros(1)
         return {
             "nmi": {
                 after.name: dict(zip(("before", "after"), _nmi(fixed, before, after), strict=True))
@@ -138,7 +141,8 @@ class Result:
             "device": self.device,
             "inputs": {"fixed": _described(self.fixed), "moving": [_described(image) for image in self.movings]},
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
-            "start": self.start.matrix.tolist(),
+            "initial": self.initial.matrix.tolist(),
+            "linear": self.linear.matrix.tolist(),
             "stages": self.journal.stages,
             "versions": versions(),
             "machine": machine(),
@@ -200,12 +204,18 @@ def _blurred_like(moving: Image, grid: Grid) -> Image:
 
 
 def _nmi(fixed: Image, before: Image, after: Image) -> list[float | None]:
-    """Before and after; None where too little is seen, or both images are constant there."""
+    """Before and after, where both are seen; None where too little is, or an image is constant there."""
     common = fixed.valid & before.valid & after.valid
-    if int(common.sum()) < MIN_VOXELS:
-        return [None, None]
-    values = [normalised_mutual_information(fixed, moved, common.numpy(), bins=32) for moved in (before, after)]
-    return [None if math.isnan(value) else round(value, 4) for value in values]
+    if int(common.sum()) >= MIN_VOXELS:
+        return [_information(fixed, moved, common) for moved in (before, after)]
+    return [None, _information(fixed, after, fixed.valid & after.valid)]
+
+
+def _information(fixed: Image, moved: Image, where: torch.Tensor) -> float | None:
+    if int(where.sum()) < MIN_VOXELS:
+        return None
+    value = normalised_mutual_information(fixed, moved, where.numpy(), bins=32)
+    return None if math.isnan(value) else round(value, 4)
 
 
 def _spread(lengths: torch.Tensor) -> dict[str, float]:

@@ -33,13 +33,13 @@ class Refinement:
     """Adam steps."""
 
     smoothness: float = 1.25
-    """Weight of the squared gradient of the displacement; 0 chooses it from the images by held-out blocks."""
+    """Weight of the squared gradient of the displacement; 0 chooses it from the images."""
 
     anchored: bool = False
     """Charge only for the change this refinement makes, not for the displacement it starts from."""
 
-    similarity: Literal["mind", "auto"] = "mind"
-    """auto takes local correlation of the images where both are of one kind, else MIND-SSC."""
+    similarity: Literal["mind", "lncc", "auto"] = "mind"
+    """MIND-SSC, or local correlation of the images; auto takes the latter where it shows detail, else MIND-SSC."""
 
     learning_rate: float = 0.3
     """Adam's, in control cells."""
@@ -49,8 +49,35 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """The linear stage before the deformable one."""
+
+    model: Literal["none", "translation", "rigid", "similarity", "affine"] = "affine"
+    """What is fitted: affine after rigid, one model alone, or none: the start is taken as it is."""
+
+    search: Literal["auto", "header", "local", "global"] = "auto"
+    """Where to start from: header, the world coordinates of the files; local, these and the centres and principal
+    axes of the bodies; global, all orientations too; auto, each only where the one before does not convince."""
+
+    similarity: Literal["mi", "mind", "disa", "lc2", "ncc"] = "mi"
+    """What the fine fit makes large: mutual information, MIND-SSC, DISA or LC2 (slow), or squared correlation."""
+
+    random_starts: int = 0
+    """Random poses that are tried as well; the published search of DISA takes 500."""
+
+    random_deg: float = 40.0
+    """Largest angle about each axis of a random pose."""
+
+    random_mm: float = 150.0
+    """Largest shift along each axis of a random pose."""
+
+
+@dataclass(frozen=True)
 class Mcbo:
     """Training-free registration by multilevel correlation balanced optimisation (MCBO)."""
+
+    linear: Linear = Linear()
+    """The stage before."""
 
     spacing_mm: float = 0.0
     """Working voxel size. 0: the finest spacing that both images have, within 1.5 and 8 million voxels."""
@@ -168,9 +195,19 @@ def check(settings: S, source: str = "settings") -> S:
         need(settings.control >= 1, "control", "at least 1")
         need(settings.iterations >= 1, "iterations", "at least 1")
         need(settings.smoothness >= 0, "smoothness", "at least 0")
+        need(
+            settings.similarity != "auto" or settings.smoothness == 0,
+            "smoothness",
+            "0 (chosen) with auto similarity",
+        )
         need(settings.learning_rate > 0, "learning_rate", "above 0")
         need(settings.fold_weight >= 0, "fold_weight", "at least 0")
+    elif isinstance(settings, Linear):
+        need(settings.random_starts >= 0, "random_starts", "at least 0")
+        need(0 <= settings.random_deg <= 180, "random_deg", "0 to 180")
+        need(settings.random_mm >= 0, "random_mm", "at least 0")
     elif isinstance(settings, Mcbo):
+        check(settings.linear, f"{source}: linear")
         need(settings.spacing_mm >= 0, "spacing_mm", "at least 0")
         need(settings.mind_radius >= 0, "mind_radius", "at least 0")
         need(settings.mind_dilation >= 1, "mind_dilation", "at least 1")

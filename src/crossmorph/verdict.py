@@ -42,8 +42,11 @@ def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
     moved = scores["displacement_mm"]["p95"]
     still = moved < 0.5 * min(spacing_mm)
     for name, pair in scores["nmi"].items():
-        if None in pair.values():
-            check.append(f"{name}: too little is seen both before and after, so the gain is unknown")
+        if pair["after"] is None:
+            check.append(f"{name}: too little of it is seen in the fixed image")
+            continue
+        if pair["before"] is None:
+            good.append(f"{name}: brought into view; mutual information {pair['after']:.3f}")
             continue
         gain = pair["after"] - pair["before"]
         words = f"{name}: mutual information {pair['before']:.3f} -> {pair['after']:.3f}"

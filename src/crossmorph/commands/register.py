@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +16,6 @@ from crossmorph.errors import InputError
 if TYPE_CHECKING:
     from crossmorph.record import Progress
     from crossmorph.result import Result
-    from crossmorph.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,19 @@ class Register:
     settings: Path | None = None
     """TOML file with settings, in place of a preset."""
 
-    initial: str = "header"
-    """Where to start: header, center-of-mass, or a linear transform file (fixed to moving points)."""
+    initial: Path | None = None
+    """Linear transform file (fixed to moving points) to start from, in place of the world coordinates."""
+
+    linear: Literal["none", "translation", "rigid", "similarity", "affine"] | None = None
+    """Linear stage: affine (after rigid), one model alone, or none; by default what the preset says."""
+
+    search: Literal["auto", "header", "local", "global"] | None = None
+    """Where the linear stage looks for a start: header (the world coordinates), local (centres and axes of the
+    bodies too), global (all orientations too), or auto: each where the one before does not convince. By default
+    what the preset says."""
+
+    deformable: bool = True
+    """Follow the linear stage by the deformable one."""
 
     fixed_mask: Path | None = None
     """Only voxels above zero in this volume count (any grid in the world of the fixed image)."""
@@ -82,13 +92,16 @@ class Register:
         if self.settings and self.preset != "default":
             raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
         settings = load_settings(self.system, self.settings or self.preset)
+        linear = settings.linear
+        linear = replace(linear, model=self.linear or linear.model, search=self.search or linear.search)
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
                 io.read(self.fixed),
                 [io.read(path) for path in self.moving],
-                settings=settings,
-                initial=_initial(self.initial),
+                settings=replace(settings, linear=linear),
+                initial=io.read_transform(self.initial) if self.initial else None,
+                deformable=self.deformable,
                 fixed_mask=masks[0],
                 moving_mask=masks[1],
                 frame=int(self.frame) if self.frame.isdigit() else self.frame,
@@ -112,16 +125,6 @@ class Register:
                     console.print(f"{image.name}: {note}")
             seconds = sum(entry["seconds"] for entry in result.journal.stages)
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
-
-
-def _initial(given: str) -> str | Transform:
-    from crossmorph import io
-
-    if given in ("header", "center-of-mass"):
-        return given
-    if not Path(given).exists():
-        raise InputError(f"--initial must be header, center-of-mass or a transform file, not {given!r}")
-    return io.read_transform(given)
 
 
 @contextmanager

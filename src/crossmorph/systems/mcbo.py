@@ -5,7 +5,7 @@ both images, search each level, make both directions agree, fuse modalities and 
 
 The default departs from the release where that is better: nothing is damped at the faces, coarse fields scale
 exactly, what lies outside a field of view neither attracts nor repels, each level searches around the one before,
-the refinement starts smooth and takes on only as much detail as held-out blocks confirm, and folds are penalised.
+the refinement starts smooth and takes on only as much detail as the images confirm, and folds are penalised.
 ``reproduce`` restores the released behaviour.
 """
 
@@ -23,11 +23,19 @@ from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex
 from crossmorph.match.cost import expected_cost
-from crossmorph.optimise.choose import Choice, choose_smoothness
+from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import refine, resize
+from crossmorph.optimise.similarity import normalised_information
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
 from crossmorph.record import Journal
+from crossmorph.resample import SUPPORTED
 from crossmorph.settings import Mcbo, Refinement
+
+MIND_GAIN = 0.01
+"""More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
+
+INFORMATION_GAIN = 0.02
+"""More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +68,6 @@ def mcbo(
     movings: Sequence[Volume],
     settings: Mcbo,
     journal: Journal,
-    one_kind: Callable[[torch.Tensor], bool] = lambda field: False,
     seed: int = 0,
 ) -> torch.Tensor:
     """Displacement from fixed to moving on the working grid.
@@ -69,8 +76,6 @@ def mcbo(
         fixed, movings: volumes on one grid; several moving modalities share one displacement.
         settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
         journal: takes progress, seconds and notes.
-        one_kind: given the coarse displacement (3, I, J, K) in voxels, tells whether the images are of one kind,
-            so that ``similarity = "auto"`` may compare intensities.
         seed: for the held-out blocks.
 
     Returns:
@@ -89,14 +94,9 @@ def mcbo(
         with journal.stage(f"search level {level}"):
             field = search(fixed, movings, level, settings, field)
     assert field is not None
-    shape = fixed.values.shape
-    alike = None
     for number, stage in enumerate(settings.refine, start=1):
-        if stage.similarity == "auto" and alike is None:
-            alike = one_kind(resize(field, shape))
-            journal.note("similarity", "local correlation" if alike else "MIND-SSC")
         with journal.stage(f"refine {number}"):
-            field = _refined(fixed, movings, field, stage, bool(alike), settings, journal, seed)
+            field = _refined(fixed, movings, field, stage, settings, journal, seed)
     return field
 
 
@@ -229,7 +229,7 @@ def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, jour
             if level == min(settings.levels):
                 for number, stage in enumerate(settings.refine, start=1):
                     with journal.stage(f"refine {number}"):
-                        field = _refined(fixed, [moving], field, stage, False, settings, journal, 0)
+                        field = _refined(fixed, [moving], field, stage, settings, journal, 0)
                         field = _in_voxels(field, stage.level * stage.control, fixed, settings)
                 field = _box_smoothed(field, settings)
             fields.append(field)
@@ -259,7 +259,6 @@ def _refined(
     movings: Sequence[Volume],
     field: torch.Tensor,
     stage: Refinement,
-    alike: bool,
     settings: Mcbo,
     journal: Journal,
     seed: int,
@@ -274,35 +273,61 @@ def _refined(
         start = resize(field, control)
     anchor = smooth(start, 3) if stage.anchored else None
 
-    def term(mask: torch.Tensor | None = None) -> DataTerm:
-        weight = target.weight if mask is None else target.weight & mask.to(target.weight.device)
-        return _mean_term(replace(target, weight=weight), sources, stage, alike, settings.reproduce)
+    def term(similarity: str) -> DataTerm:
+        return _mean_term(target, sources, similarity, settings.reproduce)
 
-    def fit(data: DataTerm, smoothness: float, iterations: int, share: float = 0.0) -> torch.Tensor:
+    def fit(data: DataTerm, smoothness: float, begin: torch.Tensor, iterations: int) -> torch.Tensor:
         return refine(
-            data, start, shape, iterations, smoothness, stage.fold_weight, stage.learning_rate, anchor,
-            settings.reproduce, lambda step, _: journal.progress(share + (1 - share) * (step + 1) / iterations),
+            data, begin, shape, iterations, smoothness, stage.fold_weight, stage.learning_rate, anchor,
+            settings.reproduce, lambda step, _: journal.progress((step + 1) / iterations),
         )  # fmt: skip
 
-    smoothness = stage.smoothness
-    if smoothness == 0:
-        choice: Choice = choose_smoothness(
-            term, lambda data, weight: resize(fit(data, weight, max(stage.iterations // 2, 1)), shape), shape, seed
+    if stage.smoothness > 0:
+        return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
+    mind, half = term("mind"), -(-stage.iterations // 2)
+
+    def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
+        data = term(similarity)
+        choice = choose_smoothness(
+            lambda weight, begin: fit(data, weight, begin, half),
+            lambda found: score(resize(found, shape)),
+            start,
+            gain,
         )
-        smoothness = choice.smoothness
-        journal.note("smoothness", {"chosen": smoothness, "held_out": choice.held_out})
-    return fit(term(), smoothness, stage.iterations)
+        journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
+        journal.note("similarity", similarity)
+        return replace(choice, field=fit(data, choice.smoothness, choice.field, half))
+
+    if stage.similarity != "mind":
+        choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
+        if stage.similarity == "lncc" or choice.smoothness < SMOOTHNESS[0]:
+            return choice.field
+    return chosen("mind", lambda found: information(target, sources, found)[0] - 1, INFORMATION_GAIN).field
 
 
-def _mean_term(
-    target: Volume, sources: Sequence[Volume], stage: Refinement, alike: bool, reproduce: bool
-) -> DataTerm:
+def information(fixed: Volume, movings: Sequence[Volume], *fields: torch.Tensor | None) -> tuple[float, ...]:
+    """Normalised mutual information under each of some fields, where all of them show valid voxels.
+
+    Args:
+        fixed, movings: volumes on one grid; the mean over the moving modalities is taken.
+        fields: (3, I, J, K) in voxels of that grid; None for no motion.
+    """
+    found = []
+    for moving in movings:
+        layers = torch.stack((moving.values, moving.valid.float()))
+        seen = [layers if field is None else warp(layers, field) for field in fields]
+        common = fixed.weight & torch.stack([share > SUPPORTED for _, share in seen]).all(0)
+        found.append([normalised_information(fixed.values.cpu(), v.cpu(), common.cpu()) for v, _ in seen])
+    return tuple(sum(values) / len(movings) for values in zip(*found, strict=True))
+
+
+def _mean_term(target: Volume, sources: Sequence[Volume], similarity: str, reproduce: bool) -> DataTerm:
     """Mean of the data terms of all moving modalities."""
     assert target.features is not None
     terms: list[DataTerm] = []
     for source in sources:
         assert source.features is not None
-        if alike and stage.similarity == "auto":
+        if similarity == "lncc":
             terms.append(LocalCorrelation(target.values, source.values, target.weight, source.valid))
         else:
             terms.append(DescriptorSSD(target.features, source.features, target.weight, source.valid, reproduce))

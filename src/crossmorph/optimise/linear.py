@@ -1,0 +1,163 @@
+"""Translation, rigid, similarity and affine maps fitted by BFGS with analytic gradients.
+
+Parameters are lengths in mm: an angle, a scale or a shear counts by how far it moves a point at the radius of the
+body, so that one step size fits all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+
+from crossmorph.kernels.linear import Matrix, pulled, seen
+
+Model = Literal["translation", "rigid", "similarity", "affine"]
+Vector = NDArray[np.floating[Any]]
+
+Similarity = Callable[[torch.Tensor, torch.Tensor], tuple[float, torch.Tensor]]
+"""From moving features (I, J, K, F) on the fixed grid and where they are known (I, J, K), to a value to be made
+small and its derivative by those features."""
+
+SIZES: dict[Model, int] = {"translation": 3, "rigid": 6, "similarity": 7, "affine": 12}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Maps about a centre.
+
+        x -> c + t + A (x - c),    A = I;  R(w / r);  exp(s / r) R(w / r);  I + L / r
+
+    with parameters t, w, s, L in mm.
+
+    Args:
+        model: which of the four.
+        center_mm: (3,) c, in the fixed space.
+        radius_mm: r.
+    """
+
+    model: Model
+    center_mm: Vector
+    radius_mm: float
+
+    def matrix(self, parameters: Vector) -> Matrix:
+        """(4, 4) of the map."""
+        return self._with_slopes(parameters)[0]
+
+    def slopes(self, parameters: Vector) -> NDArray[np.floating[Any]]:
+        """(parameters, 3, 4): derivative of the first three rows of ``matrix``."""
+        return self._with_slopes(parameters)[1]
+
+    def _with_slopes(self, parameters: Vector) -> tuple[Matrix, NDArray[np.floating[Any]]]:
+        shift, rest = parameters[:3], parameters[3:] / self.radius_mm
+        linear, derivatives = _linear_part(self.model, rest)
+        matrix = np.eye(4)
+        matrix[:3, :3] = linear
+        matrix[:3, 3] = self.center_mm + shift - linear @ self.center_mm
+        slopes = np.zeros((len(parameters), 3, 4))
+        slopes[:3, :, 3] = np.eye(3)
+        for slope, derivative in zip(slopes[3:], derivatives, strict=True):
+            slope[:, :3] = derivative / self.radius_mm
+            slope[:, 3] = -slope[:, :3] @ self.center_mm
+        return matrix, slopes
+
+
+def _linear_part(model: Model, rest: Vector) -> tuple[Matrix, list[Matrix]]:
+    """A and its derivatives by the parameters after the translation, in radians and ratios."""
+    if model == "translation":
+        return np.eye(3), []
+    if model == "affine":
+        return np.eye(3) + rest.reshape(3, 3), list(np.eye(9).reshape(9, 3, 3))
+    turn, turns = _rotation(rest[:3])
+    if model == "rigid":
+        return turn, turns
+    size = np.exp(rest[3])
+    return size * turn, [size * t for t in turns] + [size * turn]
+
+
+def _cross(v: Vector) -> Matrix:
+    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
+
+def _rotation(w: Vector) -> tuple[Matrix, list[Matrix]]:
+    """Rotation of a rotation vector and its derivatives (Gallego and Yezzi, J Math Imaging Vis 2015, eq. 9)."""
+    turn: Matrix = Rotation.from_rotvec(w).as_matrix()
+    square = float(w @ w)
+    if square < 1e-16:
+        return turn, [_cross(axis) @ turn for axis in np.eye(3)]
+    rest = np.eye(3) - turn
+    return turn, [(w[n] * _cross(w) + _cross(np.cross(w, rest[:, n]))) @ turn / square for n in range(3)]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What an optimisation gives back: the map, the value there and before, and how often it was evaluated."""
+
+    matrix: Matrix
+    value: float
+    before: float
+    evaluations: int
+
+
+def fit(
+    similarity: Similarity,
+    features: torch.Tensor,
+    known: torch.Tensor,
+    to_voxels: Matrix,
+    from_voxels: Matrix,
+    mask: torch.Tensor,
+    frame: Frame,
+    iterations: int = 50,
+    tolerance_mm: float = 0.005,
+) -> Fit:
+    """The map of ``frame.model``, near the identity, that makes a similarity smallest.
+
+    Args:
+        similarity: of what is seen of ``features`` on the fixed grid.
+        features: (A, B, C, F) of the moving image, channels last.
+        known: (A, B, C) bool, where these are valid.
+        to_voxels: (4, 4) from fixed points in mm to voxels of ``features``, the start included.
+        from_voxels: (4, 4) from voxels of ``mask`` to fixed points in mm.
+        mask: (I, J, K) bool of the fixed grid: what is compared.
+        frame: the model with its centre and radius.
+        iterations: of BFGS, at most.
+        tolerance_mm: it ends when no parameter changes by more than this.
+
+    Returns:
+        A map of fixed points to fixed points, to be applied before the start.
+    """
+    count = 0
+    last: Vector = np.zeros(SIZES[frame.model])
+
+    def objective(parameters: Vector) -> tuple[float, Vector]:
+        nonlocal count
+        count += 1
+        matrix, slopes = frame.matrix(parameters), frame.slopes(parameters)
+        voxels = (to_voxels @ matrix @ from_voxels)[:3]
+        values, inside = seen(features, known, voxels, mask)
+        value, by_value = similarity(values, inside)
+        by_voxels = pulled(features, voxels, inside, by_value)
+        by_matrix = to_voxels[:3, :3].T @ by_voxels @ from_voxels.T
+        return value, np.einsum("pab,ab->p", slopes, by_matrix)
+
+    def watch(parameters: Vector) -> None:
+        nonlocal last
+        step, last = float(np.abs(parameters - last).max()), parameters.copy()
+        if step < tolerance_mm:
+            raise StopIteration
+
+    start = last
+    before, slope = objective(start)
+    if not np.any(slope):
+        return Fit(np.eye(4), before, before, count)
+    options = {"maxiter": iterations, "gtol": 1e-9}
+    found = minimize(objective, start, jac=True, method="BFGS", callback=watch, options=options)
+    if not found.fun < before:
+        return Fit(np.eye(4), before, before, count)
+    return Fit(frame.matrix(found.x), float(found.fun), before, count)

@@ -1,0 +1,114 @@
+"""The problems that a linear fit solves: which features of two views are compared, where, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from crossmorph.describe.mind import mind_ssc
+from crossmorph.kernels.linear import Matrix
+from crossmorph.match.cost import expected_cost
+from crossmorph.match.view import View
+from crossmorph.optimise.linear import Fit, Frame, Model, Similarity, fit
+from crossmorph.optimise.similarity import (
+    correlation,
+    dot_product,
+    linear_combination,
+    mutual_information,
+    squared_difference,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A fit that waits for its model.
+
+    Attributes:
+        similarity: what is made small.
+        features, known: (A, B, C, F) of the moving image, channels last, and where they are valid.
+        to_voxels: (4, 4) from fixed points to voxels of the features, at the starting pose.
+        from_voxels: (4, 4) from voxels of ``mask`` to fixed points.
+        mask: (I, J, K) bool, what is compared.
+    """
+
+    similarity: Similarity
+    features: torch.Tensor
+    known: torch.Tensor
+    to_voxels: Matrix
+    from_voxels: Matrix
+    mask: torch.Tensor
+
+    def solved(self, model: Model) -> Fit:
+        """The map of a model that fits best."""
+        frame = Frame(model, *_centre_and_radius(self.mask, self.from_voxels))
+        return fit(self.similarity, self.features, self.known, self.to_voxels, self.from_voxels, self.mask, frame)
+
+
+def _centre_and_radius(mask: torch.Tensor, from_voxels: Matrix) -> tuple[np.ndarray, float]:
+    points = mask.nonzero().numpy() @ from_voxels[:3, :3].T + from_voxels[:3, 3]
+    middle = points.mean(0)
+    return middle, float(np.sqrt(np.square(points - middle).sum(1).mean()))
+
+
+def mind(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """Squared difference of MIND-SSC. It knows directions, so the moving image is described at the start."""
+    seen = moving.seen(fixed.grid, pose)
+    first, second = (mind_ssc(view.values, 1, 2) for view in (fixed, seen))
+    unknown = expected_cost(first, second, fixed.valid, seen.valid)
+    compared = squared_difference(_last(first), fixed.weight.float(), unknown)
+    to_voxels = fixed.grid.inverse_affine
+    return Problem(compared, _last(second), seen.valid, to_voxels, fixed.grid.affine, fixed.weight)
+
+
+def disa(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """Dot product of DISA descriptors every 4 voxels, weighted by the local deviation of the fixed image.
+
+    As published, each image is described once, in its own orientation.
+    """
+    from crossmorph.describe.disa import disa_features, feature_grid
+    from crossmorph.describe.lc2 import local_deviation, zscored
+
+    first, second = (disa_features(view.values, view.valid) for view in (fixed, moving))
+    mask, known = (view[::4, ::4, ::4].contiguous() for view in (fixed.weight, moving.valid))
+    weight = local_deviation(zscored(fixed.values, fixed.valid), fixed.valid)[::4, ::4, ::4] * mask
+    to_voxels = feature_grid(moving.grid).inverse_affine @ pose
+    compared = dot_product(_last(first), weight)
+    return Problem(compared, _last(second), known, to_voxels, feature_grid(fixed.grid).affine, mask)
+
+
+def mi(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """Mutual information."""
+    return _images(mutual_information(fixed.values[..., None], fixed.weight.float()), fixed, moving, pose)
+
+
+def ncc(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """Squared normalised correlation."""
+    return _images(correlation(fixed.values[..., None], fixed.weight.float()), fixed, moving, pose)
+
+
+def lc2(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """LC2, the fixed image explained by the moving one."""
+    return _images(linear_combination(fixed.values, fixed.weight), fixed, moving, pose)
+
+
+def _images(similarity: Similarity, fixed: View, moving: View, pose: Matrix) -> Problem:
+    to_voxels = moving.grid.inverse_affine @ pose
+    values = moving.values[..., None].contiguous()
+    return Problem(similarity, values, moving.valid, to_voxels, fixed.grid.affine, fixed.weight)
+
+
+def _last(features: torch.Tensor) -> torch.Tensor:
+    """(F, I, J, K) with the channels last, contiguous."""
+    return features.permute(1, 2, 3, 0).contiguous()
+
+
+OBJECTIVES: dict[str, Callable[[View, View, Matrix], Problem]] = {
+    "mi": mi,
+    "mind": mind,
+    "disa": disa,
+    "lc2": lc2,
+    "ncc": ncc,
+}
