@@ -81,7 +81,7 @@ def line_task(error: float | None = None) -> Task:
     torch.manual_seed(1)
     network = torch.nn.Linear(3, 1)
 
-    def loss(draw: torch.Generator) -> torch.Tensor:
+    def loss(draw: torch.Generator, step: int) -> torch.Tensor:
         x = torch.randn(8, 3, generator=draw)
         return ((network(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
@@ -162,7 +162,7 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     task = line_task()
     network = task.network
-    broken = replace(task, loss=lambda draw: network(torch.full((1, 3), math.nan)).sum())
+    broken = replace(task, loss=lambda draw, step: network(torch.full((1, 3), math.nan)).sum())
     with pytest.raises(InputError, match="the loss became nan at step 1"):
         fit(broken, tmp_path, 2, seed=0)
 
@@ -350,6 +350,19 @@ def test_the_loss_is_the_squared_error_of_the_dots(places: int) -> None:
     pool = draw_pool(volumes, 10, 64, generator())
     loss = batch_loss(network, volumes, pool, settings, generator(1))
     assert 0 < float(loss.detach()) < 1
+
+
+def test_pairs_count_more_in_the_last_steps() -> None:
+    settings = replace(TINY, patch=33, places=4, paired=0.0, finish=2)
+    volumes, network = some_volumes(), DisaNet()
+    pool = draw_pool(volumes, 10, 64, generator())
+
+    def at(step: int, paired: float) -> float:
+        chosen = replace(settings, paired=paired)
+        return float(batch_loss(network, volumes, pool, chosen, generator(1), step).detach())
+
+    assert at(3, 0.0) != pytest.approx(at(4, 0.0))
+    assert at(4, 0.0) == at(5, 1.0) == pytest.approx((at(3, 0.0) + at(3, 1.0)) / 2)
 
 
 def test_the_network_learns_a_few_pairs() -> None:

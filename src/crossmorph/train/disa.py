@@ -53,6 +53,10 @@ class DisaTraining:
     paired: float = 0.1
     """Share of the loss that the pairs' centres have where all places are compared."""
 
+    finish: int = 0
+    """Last steps, over which that share is a half. Few pairs are a noisy guide, so they come in when steps are
+    small."""
+
     steps: int = 69_700
     """Optimiser steps; the paper's 35 epochs of 510,000 pairs."""
 
@@ -133,6 +137,7 @@ CPU = replace(
     places=56,
     copies=1,
     steps=4500,
+    finish=2000,
     rate=1.5e-3,
     schedule="cosine",
     remap=0.5,
@@ -186,7 +191,7 @@ def train_disa(
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
         rate=lambda step: rate_at(step, settings),
-        loss=lambda generator: batch_loss(network, volumes, pool, settings, generator),
+        loss=lambda generator, step: batch_loss(network, volumes, pool, settings, generator, step),
         validate=lambda: summary(*predictions(network, unseen, held, settings)),
         architecture=ARCHITECTURE,
         configuration=configuration,
@@ -230,7 +235,12 @@ def rate_at(step: int, settings: DisaTraining) -> float:
 
 
 def batch_loss(
-    network: DisaNet, volumes: Sequence[Volume], pool: Pool, settings: DisaTraining, generator: torch.Generator
+    network: DisaNet,
+    volumes: Sequence[Volume],
+    pool: Pool,
+    settings: DisaTraining,
+    generator: torch.Generator,
+    step: int = 0,
 ) -> torch.Tensor:
     """The squared error of one random batch: of the pairs' centres in both directions, and of all places."""
     drawn = torch.randint(0, len(pool.scores), (settings.batch,), generator=generator)
@@ -249,7 +259,8 @@ def batch_loss(
     loss = of_centres[of_two_volumes(len(x), settings.copies).to(x.device)].mean()
     if settings.places == 1:
         return loss
-    return settings.paired * loss + (1 - settings.paired) * (evening_weights(target) * error).sum()
+    share = 0.5 if step >= settings.steps - settings.finish else settings.paired
+    return share * loss + (1 - share) * (evening_weights(target) * error).sum()
 
 
 def of_two_volumes(count: int, copies: int) -> torch.Tensor:

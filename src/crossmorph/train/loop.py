@@ -36,7 +36,7 @@ class Task:
         network: its parameters are optimised in place.
         optimizer: over these parameters, on the network's device.
         rate: learning rate as a function of the step, from 0.
-        loss: one scalar to minimise, drawn with the generator.
+        loss: one scalar to minimise, drawn with the generator, at a step from 0.
         validate: numbers by name; the network with the lowest ``"error"`` is kept.
         architecture: name that the weights carry.
         configuration: everything that decides the result, as JSON; a training goes on only with the same.
@@ -46,7 +46,7 @@ class Task:
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
-    loss: Callable[[torch.Generator], torch.Tensor]
+    loss: Callable[[torch.Generator, int], torch.Tensor]
     validate: Callable[[], dict[str, float]]
     architecture: str
     configuration: Mapping[str, Any]
@@ -125,7 +125,7 @@ def _step(task: Task, generator: torch.Generator, step: int) -> float:
         group["lr"] = task.rate(step)
     task.network.train()
     task.optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(generator)
+    loss = task.loss(generator, step)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise InputError(f"the loss became {value} at step {step + 1}; lower the learning rate, or check the data")
