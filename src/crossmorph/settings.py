@@ -73,6 +73,20 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Descriptor:
+    """One of the descriptors that the deformable stage compares; several are weighted in one objective."""
+
+    name: Literal["mind", "disa"] = "mind"
+    """MIND-SSC, compared by squared difference, or DISA, by dot product: weight (1 - f . m)."""
+
+    weight: float = 1.0
+    """Factor of its cost. MIND-SSC costs 0 to 12, DISA 0 to 1."""
+
+    stride: int = 2
+    """DISA: working voxels from one descriptor to the next: 4, 2 or 1; linear between them."""
+
+
+@dataclass(frozen=True)
 class Mcbo:
     """Training-free registration by multilevel correlation balanced optimisation (MCBO)."""
 
@@ -81,6 +95,9 @@ class Mcbo:
 
     spacing_mm: float = 0.0
     """Working voxel size. 0: the finest spacing that both images have, within 1.5 and 8 million voxels."""
+
+    describe: tuple[Descriptor, ...] = (Descriptor(),)
+    """What is compared."""
 
     mind_radius: int = 1
     """Patch radius of MIND-SSC in working voxels."""
@@ -117,7 +134,12 @@ class Mcbo:
     """Do as the released code does, at the borders above all, on the voxels of the fixed image."""
 
 
-SYSTEMS: dict[str, type[Mcbo]] = {"mcbo": Mcbo}
+@dataclass(frozen=True)
+class Disa(Mcbo):
+    """DISA (Ronchetti et al. 2023): its descriptors in the linear stage and in MCBO's deformable solver."""
+
+
+SYSTEMS: dict[str, type[Mcbo]] = {"mcbo": Mcbo, "disa": Disa}
 
 
 def presets(system: str = "mcbo") -> list[str]:
@@ -202,6 +224,9 @@ def check(settings: S, source: str = "settings") -> S:
         )
         need(settings.learning_rate > 0, "learning_rate", "above 0")
         need(settings.fold_weight >= 0, "fold_weight", "at least 0")
+    elif isinstance(settings, Descriptor):
+        need(settings.weight > 0, "weight", "above 0")
+        need(settings.stride in (1, 2, 4), "stride", "1, 2 or 4")
     elif isinstance(settings, Linear):
         need(settings.random_starts >= 0, "random_starts", "at least 0")
         need(0 <= settings.random_deg <= 180, "random_deg", "0 to 180")
@@ -212,6 +237,9 @@ def check(settings: S, source: str = "settings") -> S:
         need(settings.mind_radius >= 0, "mind_radius", "at least 0")
         need(settings.mind_dilation >= 1, "mind_dilation", "at least 1")
         need(1 <= settings.half_width <= 8, "half_width", "1 to 8")
+        need(len(settings.describe) > 0, "describe", "one or more descriptors")
+        for descriptor in settings.describe:
+            check(descriptor, f"{source}: describe")
         need(len(settings.levels) > 0 and min(settings.levels) >= 1, "levels", "one or more numbers from 1")
         need(len(settings.weights) in (0, len(settings.levels)), "weights", "empty or one number a level")
         need(settings.consistency_iterations >= 0, "consistency_iterations", "at least 0")

@@ -103,6 +103,20 @@ def disa_features(
     return features
 
 
+def disa_volume(values: torch.Tensor, valid: torch.Tensor | None = None, stride: int = 2) -> torch.Tensor:
+    """(16, I, J, K): ``disa_features`` at every voxel, linear between those of a stride above 1."""
+    features = disa_features(values, valid, stride)
+    if stride == 1:
+        return features
+    for axis, size in enumerate(values.shape, start=1):
+        place = torch.arange(size, device=values.device) / stride
+        low = place.long()
+        high = (low + 1).clamp(max=features.shape[axis] - 1)
+        share = (place - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        features = features.index_select(axis, low) * (1 - share) + features.index_select(axis, high) * share
+    return features
+
+
 def feature_grid(grid: Grid, stride: int = 4) -> Grid:
     """Where the descriptors of a volume on ``grid`` lie: the first on voxel 0, then every ``stride``-th."""
     i, j, k = (-(-n // stride) for n in grid.shape)

@@ -38,6 +38,9 @@ CONVINCING = 0.75
 CHEAPER = 1.1
 """Turned starts are tried where they cost less than this many times the best start before."""
 
+CHEAP = 0.45
+"""Cost of a start, as a share of that of unrelated images, below which it is taken without looking further."""
+
 STEPS = 6
 """Coarse steps from a start, at most."""
 
@@ -182,11 +185,14 @@ class _Search:
         """Coarse steps from the first ``REFINED`` starts, which join ``tried``; true once one convinces."""
         for cost, start in starts[:REFINED]:
             if any(self._apart(start.matrix, other.matrix) < 2 * POOL for other in self.tried):
+                if cost < CHEAP:
+                    return True
                 continue  # one of those tried came here
             candidate = self._walked(start, cost)
             if candidate is not None:
                 self.tried.append(candidate)
-                if candidate.agreement >= CONVINCING and candidate.overlap >= MIN_OVERLAP:
+                sure = candidate.agreement >= CONVINCING or cost < CHEAP
+                if sure and candidate.overlap >= MIN_OVERLAP:
                     return True
         return False
 
@@ -238,7 +244,8 @@ def _fitted(
     size = float(np.linalg.det(found[:3, :3]) / np.linalg.det(pose[:3, :3]))
     sound = 1 / LARGEST_SCALE < size < LARGEST_SCALE
     journal.note(
-        model, _judged(name, scores) if sound else {"kept": False, "why": f"volume changed {size:.3g} times"}
+        f"{model} map" if model == "similarity" else model,
+        _judged(name, scores) if sound else {"kept": False, "why": f"volume changed {size:.3g} times"},
     )
     return found if sound and _gains(scores) else pose
 

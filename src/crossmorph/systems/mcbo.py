@@ -11,6 +11,7 @@ the refinement starts smooth and takes on only as much detail as the images conf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,6 +19,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from crossmorph.describe.disa import disa_volume
 from crossmorph.describe.mind import mind_ssc
 from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
@@ -85,8 +87,8 @@ def mcbo(
     """
     _check_size(fixed, settings)
     with journal.stage("descriptors"):
-        fixed = _described(fixed, settings)
-        movings = [_described(moving, settings) for moving in movings]
+        fixed = _described(fixed, settings, 0)
+        movings = [_described(moving, settings, 1) for moving in movings]
     if settings.weights:
         return _weighted_sum(fixed, movings, settings, journal)
     field: torch.Tensor | None = None
@@ -110,9 +112,29 @@ def _check_size(fixed: Volume, settings: Mcbo) -> None:
         )
 
 
-def _described(volume: Volume, settings: Mcbo) -> Volume:
-    features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation)
-    return replace(volume, features=features)
+def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
+    """The volume with its descriptors, each scaled so that squared differences weigh as they should.
+
+    ``side``: 0 for the fixed, 1 for a moving image.
+    """
+    parts = []
+    for descriptor in settings.describe:
+        if descriptor.name == "mind":
+            features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation)
+        else:
+            features = _dot_as_difference(disa_volume(volume.values, volume.valid, descriptor.stride), side)
+        parts.append(features if descriptor.weight == 1 else features * math.sqrt(descriptor.weight))
+    return replace(volume, features=parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
+    """Two channels more, after which |f - m|^2 = 1 - f . m for descriptors no longer than 1.
+
+    With f' = (f, sqrt(1 - |f|^2), 0) and m' = (m, 0, sqrt(1 - |m|^2)), |f' - m'|^2 = 2 (1 - f . m).
+    """
+    rest = (1 - features.square().sum(0, keepdim=True)).clamp_min(0).sqrt()
+    extra = [rest, torch.zeros_like(rest)]
+    return torch.cat((features, extra[side], extra[1 - side])) / math.sqrt(2)
 
 
 def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
