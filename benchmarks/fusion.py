@@ -73,6 +73,7 @@ def compare(name: str, t1: Case, flair: Case, preset: str) -> Iterator[Row]:
     from crossmorph.settings import load_settings
 
     settings = load_settings("mcbo", preset)
+    settings = replace(settings, linear=replace(settings.linear, model="none"))
     fixed, first, second = io.read(t1.fixed), io.read(t1.moving), io.read(flair.moving)
     points = io.read_point_pairs(t1.fixed.with_name("points.csv"))
     mask = io.read_labels(t1.fixed.with_name("fixed_mask.nii.gz"))
@@ -80,7 +81,7 @@ def compare(name: str, t1: Case, flair: Case, preset: str) -> Iterator[Row]:
     ways |= {f"both, {mode}": ([first, second], replace(settings, fusion=mode)) for mode in MODES}
     for way, (moving, chosen) in ways.items():
         begin = time.perf_counter()
-        result = register(fixed, moving, settings=chosen, initial="header")
+        result = register(fixed, moving, settings=chosen)
         seconds = time.perf_counter() - begin
         scores = evaluate(result.transform, points=points, fixed=fixed, mask=mask).scores
         columns = ("tre_before_mm", "tre_mean_mm", "tre_p95_mm", "folding_percent", "sdlogj")

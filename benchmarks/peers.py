@@ -150,12 +150,12 @@ def crossmorph_tool(preset: str, start: str) -> Tool:
     """crossmorph under a preset, or under a settings file."""
     is_file = preset.endswith(".toml")
     settings = ["--settings", str(Path(preset).resolve())] if is_file else ["--preset", preset]
-    initial = ["--initial", "header"] if start == "header" else []
+    linear = ["--linear", "none"] if start == "header" else []
     program = str(Path(sys.executable).with_name("crossmorph"))
 
     def command(case: Case, folder: Path) -> list[str]:
         volumes = [str(case.fixed), str(case.moving)]
-        return [program, "register", *volumes, "-o", str(folder / "out"), *settings, *initial, "--quiet"]
+        return [program, "register", *volumes, "-o", str(folder / "out"), *settings, *linear, "--quiet"]
 
     return Tool(f"crossmorph-{Path(preset).stem if is_file else preset}", command, "out/forward.h5")
 

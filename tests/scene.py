@@ -9,11 +9,14 @@ import torch
 from truth import Warp, volume
 
 from crossmorph.image import Image
-from crossmorph.settings import Mcbo, Refinement
+from crossmorph.settings import Linear, Mcbo, Refinement
 from crossmorph.space import Grid
 
-QUICK = Mcbo(levels=(4,), half_width=3, refine=(Refinement(control=2, iterations=20, smoothness=0.3),))
-"""Settings for tests: a fraction of a second, and right to about a voxel."""
+NONE = Linear(model="none")
+"""No linear stage: the start is taken as it is."""
+
+QUICK = Mcbo(NONE, levels=(4,), half_width=3, refine=(Refinement(control=2, iterations=20, smoothness=0.3),))
+"""Settings for tests of the deformable stage: a fraction of a second, and right to about a voxel."""
 
 GRID = Grid.from_spacing((40, 36, 32), 2.0)
 """Fixed grid: 80 x 72 x 64 mm around the origin."""

@@ -21,6 +21,7 @@ from peers import Peers, Tool
 from scipy.ndimage import gaussian_filter
 
 from crossmorph import io
+from crossmorph.settings import Mcbo
 from crossmorph.space import Grid
 from crossmorph.transform import Affine
 
@@ -189,12 +190,12 @@ def test_command_lines(tmp_path: Path) -> None:
     assert ours.name == "crossmorph-convexadam"
     assert words[1:4] == ["register", "f.nii.gz", "m.nii.gz"]
     assert words[words.index("--preset") + 1] == "convexadam"
-    assert words[words.index("--initial") + 1] == "header"
+    assert words[words.index("--linear") + 1] == "none"
     tuned = peers.crossmorph_tool("tuned/mine.toml", "own")
     words = tuned.command(case, tmp_path)
     assert tuned.name == "crossmorph-mine"
     assert Path(words[words.index("--settings") + 1]).is_absolute()
-    assert "--initial" not in words
+    assert "--linear" not in words
     for name in peers.PEERS:
         words = peers.peer_tool(name, Path("python"), "header").command(case, tmp_path)
         assert Path(words[1]).is_file()
@@ -209,7 +210,7 @@ def test_crossmorph_accepts_its_command_line(tmp_path: Path) -> None:
     case = Case("x", "mono", Path("f.nii.gz"), Path("m.nii.gz"), ())
     words = peers.crossmorph_tool("default", "header").command(case, tmp_path)
     given = tyro.cli(Register, args=words[2:])
-    assert (given.fixed, given.moving, given.initial) == (case.fixed, (case.moving,), "header")
+    assert (given.fixed, given.moving, given.linear) == (case.fixed, (case.moving,), "none")
 
 
 def test_a_run_refuses_other_conditions_and_a_missing_environment(tmp_path: Path) -> None:
@@ -312,8 +313,8 @@ def test_fusion_compares_modes_with_each_alone(tmp_path: Path, monkeypatch: pyte
     nib.Nifti1Image(ones, AFFINE).to_filename(tmp_path / "fixed_mask.nii.gz")
     asked = []
 
-    def register(fixed: object, moving: list[object], *, settings: object, initial: str) -> object:
-        asked.append((len(moving), settings.fusion, initial))  # type: ignore[attr-defined]
+    def register(fixed: object, moving: list[object], *, settings: Mcbo) -> object:
+        asked.append((len(moving), settings.fusion, settings.linear.model))
         shift = SHIFT_MM if len(moving) == 2 else SHIFT_MM - 1
         return type("Result", (), {"transform": Affine.translation([shift, 0, 0])})()
 
@@ -321,7 +322,7 @@ def test_fusion_compares_modes_with_each_alone(tmp_path: Path, monkeypatch: pyte
     rows = list(fusion.compare("p", case, case, "default"))
     assert [count for count, _, _ in asked] == [1, 1, 2, 2, 2]
     assert [mode for _, mode, _ in asked[2:]] == list(fusion.MODES)
-    assert {initial for *_, initial in asked} == {"header"}
+    assert {model for *_, model in asked} == {"none"}
     means = {row["moving"]: row for row in fusion.means([*rows, *rows])}
     assert means["T1 alone"]["tre_mean_mm"] == pytest.approx(1)
     assert means["both, mean"]["tre_mean_mm"] == pytest.approx(0, abs=1e-6)

@@ -38,6 +38,8 @@ half_width = 3
 control = 2
 iterations = 20
 smoothness = 0.3
+[linear]
+model = "none"
 """
 
 
@@ -159,7 +161,8 @@ def test_masks_start_and_frames_reach_the_registration(run: Run, tmp_path: Path)
     code, _, _ = run("fixed.nii.gz", "moving.nii.gz", *masks, "--initial", str(tmp_path / "start.tfm"))
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert code in (0, 3)
-    assert [row[3] for row in record["start"]] == pytest.approx([1, 2, 3, 1])
+    for key in ("initial", "linear"):  # these settings have no linear stage
+        assert [row[3] for row in record[key]] == pytest.approx([1, 2, 3, 1])
     assert record["inputs"]["fixed"]["valid_voxels"] == 10 * 36 * 32
     assert any("mask_low.nii.gz" in note for note in record["inputs"]["fixed"]["notes"])
 
@@ -220,7 +223,7 @@ BAD = {
     "value": ((*PAIR, "--settings", "value.toml"), "value.toml: half_width must be 1 to 8, not 99"),
     "syntax": ((*PAIR, "--settings", "syntax.toml"), "cannot read settings from syntax.toml"),
     "no settings": ((*PAIR, "--settings", "none.toml"), "there is no settings file none.toml"),
-    "start": ((*PAIR, "--initial", "middle"), "--initial must be header, center-of-mass or a transform file"),
+    "start": ((*PAIR, "--initial", "middle"), "middle does not exist"),
     "start of text": ((*PAIR, "--initial", "notes.txt"), "notes.txt cannot be read as a transform"),
     "start that bends": ((*PAIR, "--initial", "field.h5"), "the initial transform must be linear"),
     "frame": ((*PAIR, "--frame", "2"), "moving has the one frame 0"),

@@ -398,7 +398,7 @@ def test_command_registers_writes_scores_and_resumes(
     calls: list[str] = []
     broken = True
 
-    def registration(system: str, preset: str, seed: int) -> object:
+    def registration(system: str, preset: str, linear: str, seed: int) -> object:
         def register(fixed: Image, moving: Image) -> Affine:
             calls.append(fixed.name)
             if broken and "0007" in fixed.name:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import GRID, WARP, bright, inverted, seen, tissue
+from scene import GRID, seen, tissue
 from truth import (
     Order,
     grids,
@@ -34,7 +34,6 @@ from crossmorph.preprocess import (
     foreground,
     masked,
     normalised,
-    of_one_kind,
     onto,
     working_grid,
 )
@@ -273,40 +272,3 @@ def test_invalid_values_do_not_set_the_range() -> None:
     valid[0] = False
     spoilt = torch.where(valid, values, 1e9)
     torch.testing.assert_close(normalised(spoilt, valid)[valid], normalised(values, valid)[valid])
-
-
-def test_one_kind_is_told_by_the_order_of_brightness() -> None:
-    everywhere = torch.ones(GRID.shape, dtype=torch.bool)
-
-    def values(contrast: object, warp: object = None) -> torch.Tensor:
-        image = seen(GRID, warp, contrast)
-        return normalised(image.data[0], image.valid)
-
-    fixed = values(bright)
-    assert of_one_kind(fixed, fixed, everywhere)[0]
-    assert of_one_kind(fixed, values(lambda v: v**1.5), everywhere)[0]  # another gamma, the same order
-    answer, evidence = of_one_kind(fixed, values(inverted, WARP), everywhere)
-    assert not answer
-    assert evidence < 0.5
-
-
-def test_too_little_tissue_is_never_called_one_kind() -> None:
-    fixed = torch.rand(20, 20, 20)
-    few = torch.zeros(20, 20, 20, dtype=torch.bool)
-    few[:9, :9, :9] = True
-    assert of_one_kind(fixed, fixed, few) == (False, 0.0)
-
-
-def test_real_pairs_of_one_kind_and_of_two(data_dir: Path) -> None:
-    def judged(*names: str) -> bool:
-        pair = []
-        for name in names:
-            image = io.read(data_dir / f"{name}.nii.gz")
-            coarse = onto(image, image.grid.pooled(2))
-            pair.append(normalised(coarse.data[0], coarse.valid))
-        return of_one_kind(*pair, torch.ones(pair[0].shape, dtype=torch.bool))[0]
-
-    assert judged("brain_1mm/test_scan_T1", "brain_1mm/subject_1_T1")
-    assert not judged("ms_mni/p07_T1", "ms_mni/p07_T2")
-    assert not judged("ms_mni/p07_T1", "ms_mni/p07_FLAIR")
-    assert not judged("ct_mr/mni_T1", "ct_mr/mni_T2")

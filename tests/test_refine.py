@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from crossmorph.optimise.choose import SMOOTHNESS, choose_smoothness
+from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import refine, resize
-from crossmorph.optimise.terms import DataTerm, DescriptorSSD, folding, smooth
+from crossmorph.optimise.terms import DescriptorSSD, folding, smooth
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -122,27 +122,41 @@ def test_resizing_keeps_the_motion_in_the_world(shape: tuple[int, int, int]) -> 
 # -- how much detail ---------------------------------------------------------------------------------------------
 
 
-def chosen(truth: torch.Tensor, noisy: float) -> float:
-    """The smoothness chosen for a motion under noise that is smooth enough to be followed."""
+def chosen(truth: torch.Tensor, noisy: float) -> Choice:
+    """The choice for a motion under noise that is smooth enough to be followed, judged by what shares no noise."""
     shape = tuple(truth.shape[1:])
     places = voxels(shape)
     one, other = (smooth(noise(6, *shape, seed=seed), 2) for seed in (21, 22))
-    fixed, moving = waves(places + truth) + noisy * one / one.std(), waves(places) + noisy * other / other.std()
+    fitted = ssd(waves(places + truth) + noisy * one / one.std(), waves(places) + noisy * other / other.std())
+    judge = ssd(waves(places + truth, 7), waves(places, 7))
 
-    def fit(term: DataTerm, smoothness: float) -> torch.Tensor:
-        return refine(term, torch.zeros_like(truth), shape, 25, smoothness)
+    def fit(smoothness: float, begin: torch.Tensor) -> torch.Tensor:
+        return refine(fitted, begin, shape, 25, smoothness)
 
-    return choose_smoothness(lambda mask: ssd(fixed, moving, mask), fit, shape).smoothness
+    return choose_smoothness(fit, lambda field: -judge(field)[0], torch.zeros_like(truth), 0.01)
 
 
 def test_smooth_motion_under_noise_is_fitted_smoothly_and_detail_in_detail() -> None:
     shape = (40, 40, 40)
     calm = torch.ones(3, *shape) * torch.tensor([0.5, -0.4, 0.3])[:, None, None, None]
     detailed = 8 * smooth(noise(3, *shape, seed=23), 8)
-    assert chosen(calm, 0.7) == max(SMOOTHNESS)
-    assert chosen(detailed, 0.02) == min(SMOOTHNESS)
+    assert chosen(calm, 0.7).smoothness == max(SMOOTHNESS)
+    assert chosen(detailed, 0.02).smoothness == min(SMOOTHNESS)
 
 
-def test_the_choice_depends_on_the_seed_alone() -> None:
-    truth = 8 * smooth(noise(3, 20, 20, 20), 8)
-    assert chosen(truth, 0.3) == chosen(truth, 0.3)
+def test_detail_is_added_until_it_does_not_pay() -> None:
+    """Scores made by hand: the third candidate gains too little, so that the second is taken and no more tried."""
+    scores = dict(zip(SMOOTHNESS, (-1.0, -0.8, -0.795, 0.0, 0.0), strict=True))
+    begun: list[float] = []
+
+    def fit(smoothness: float, begin: torch.Tensor) -> torch.Tensor:
+        begun.append(float(begin.max()))
+        return torch.full((3, 2, 2, 2), smoothness)
+
+    choice = choose_smoothness(
+        fit, lambda field: scores[round(float(field.max()), 3)], torch.zeros(3, 2, 2, 2), 0.01
+    )
+    assert choice.smoothness == SMOOTHNESS[1]
+    assert choice.scores == {weight: scores[weight] for weight in SMOOTHNESS[:3]}
+    assert torch.equal(choice.field, torch.full((3, 2, 2, 2), SMOOTHNESS[1]))
+    assert begun == [0.0, SMOOTHNESS[0], SMOOTHNESS[1]]  # each begins with the field before

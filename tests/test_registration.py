@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scene import GRID, QUICK, WARP, bright, errors, inverted, pair, places, seen, tissue
-from truth import Order, reordered, signed_permutations, tilted_grid, volume, waves, world
+from scene import GRID, NONE, QUICK, WARP, bright, errors, inverted, pair, places, seen, tissue
+from truth import Order, Warp, reordered, signed_permutations, tilted_grid, volume, waves, world
 
 import crossmorph as cm
+from crossmorph import registration
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.phantom import make_pair
-from crossmorph.registration import MAX_FIELD_VOXELS, _displacement, center_of_mass, register
+from crossmorph.registration import MAX_FIELD_VOXELS, _displacement, register
 from crossmorph.result import Result
-from crossmorph.settings import Mcbo, Refinement
+from crossmorph.settings import Linear, Mcbo, Refinement
 from crossmorph.space import Grid
 from crossmorph.transform import Affine, DisplacementField, jacobian_determinant
 
@@ -57,16 +58,25 @@ def test_known_motion_between_two_contrasts(grid: Grid) -> None:
     assert result.scores["folded"] == 0
 
 
-def test_the_default_on_one_contrast_chooses_intensities() -> None:
+def test_the_default_on_one_contrast_finds_detail_by_intensities() -> None:
+    waves = Warp(a=5.0, b=4.0, k=0.1, s=200.0)
+    result = register(seen(name="fixed"), seen(GRID, waves, name="moving"))
+    assert result.journal.notes["similarity"] == "lncc"
+    assert result.journal.notes["smoothness, lncc"]["chosen"] < 30
+    assert float(errors(result.transform, waves).mean()) < 0.3 * float(errors(lambda points: points, waves).mean())
+    assert result.verdict.status == "ok"
+
+
+def test_the_default_on_one_contrast_stays_smooth_where_motion_is() -> None:
     result = register(*pair(bright))
-    assert result.journal.notes["similarity"] == "local correlation"
-    assert float(errors(result.transform).mean()) < 0.3 * START_MM
+    assert result.journal.notes["smoothness, mind"]["chosen"] == 30
+    assert float(errors(result.transform).mean()) < 0.25 * START_MM
     assert result.verdict.status == "ok"
 
 
 def test_the_default_on_two_contrasts_compares_structure() -> None:
     result = register(*pair())
-    assert result.journal.notes["similarity"] == "MIND-SSC"
+    assert result.journal.notes["similarity"] == "mind"
     assert float(errors(result.transform).mean()) < 0.45 * START_MM
 
 
@@ -232,29 +242,23 @@ def far_moving() -> Image:
 
 def test_boxes_that_do_not_meet_are_refused_with_their_distance() -> None:
     """The boxes are 80, 72 and 64 mm wide; shifted by 150, -90 and 60 mm the gap is about 74 mm, less the turn."""
-    with pytest.raises(InputError, match=r"moving lies 6\d mm away from fixed.*center-of-mass"):
+    with pytest.raises(InputError, match=r"moving lies 6\d mm away from fixed.*linear stage.*--initial"):
         quick(pair()[0], far_moving())
 
 
-def test_the_centre_of_mass_brings_far_images_together() -> None:
-    moving = far_moving()
-    result = quick(pair()[0], moving, initial="center-of-mass")
-    shift = center_of_mass(moving) - center_of_mass(pair()[0])
-    np.testing.assert_allclose(result.start.matrix[:3, 3], shift)
-    assert np.abs(result.start.matrix[:3, :3] - np.eye(3)).max() == 0
+@pytest.mark.slow
+def test_the_linear_stage_brings_far_images_together() -> None:
+    result = register(pair()[0], far_moving(), settings=replace(QUICK, linear=Linear()))
+    assert result.journal.notes["start"]["kept"]
     error = (result.transform(places()) - FAR(WARP(places()))).norm(dim=1)
-    assert float(error.mean()) < 2.5
-
-
-def test_the_centre_of_mass_of_a_known_blob() -> None:
-    at = torch.tensor([7.0, -5.0, 3.0])
-    blob = volume(tilted_grid((40, 40, 40), (2, 1.5, 2)), lambda p: torch.exp(-((p - at) ** 2).sum(-1) / 50)[None])
-    np.testing.assert_allclose(center_of_mass(blob), at.numpy(), atol=0.1)
+    assert float(error.mean()) < 0.4 * START_MM
+    assert float(np.linalg.norm(result.linear.matrix[:3, 3] - FAR.matrix[:3, 3])) < 5
 
 
 def test_a_linear_transform_is_taken_as_the_start() -> None:
     result = quick(pair()[0], far_moving(), initial=FAR)
-    assert result.start is FAR
+    assert result.initial is FAR
+    assert torch.equal(result.linear(places()), FAR(places()))
     error = (result.transform(places()) - FAR(WARP(places()))).norm(dim=1)
     assert float(error.mean()) < 0.4 * START_MM
     assert result.scores["displacement_mm"]["max"] < 15
@@ -264,8 +268,31 @@ def test_starts_that_cannot_be() -> None:
     fixed, moving = pair()
     with pytest.raises(InputError, match="must be linear"):
         quick(fixed, moving, initial=DisplacementField(torch.zeros(3, *GRID.shape), GRID))
-    with pytest.raises(InputError, match="initial must be header, center-of-mass or a transform, not 'middle'"):
-        quick(fixed, moving, initial="middle")
+
+
+def test_the_linear_stage_alone() -> None:
+    result = quick(pair()[0], far_moving(), initial=FAR, deformable=False)
+    assert result.displacement is None
+    assert result.scores["displacement_mm"]["max"] == result.scores["moved_mm"]["max"] == 0
+    assert torch.equal(result.transform(places()), FAR(places()))
+    np.testing.assert_allclose(result.inverse(FAR(places())), places(), atol=1e-9)
+    assert [entry["stage"] for entry in result.journal.stages] == ["prepare", "judge"]
+
+
+def test_a_deformation_that_does_harm_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wild(*arguments: object) -> torch.Tensor:
+        return 4 * torch.randn((3, 10, 9, 8), generator=torch.manual_seed(0))
+
+    kept = quick(*pair())
+    assert kept.journal.notes["deformable"]["kept"]
+    assert kept.journal.notes["deformable"]["after"] > kept.journal.notes["deformable"]["before"]
+    monkeypatch.setattr(registration, "mcbo", wild)
+    result = quick(*pair())
+    note = result.journal.notes["deformable"]
+    assert (note["kept"], note["judge"]) == (False, "mutual information")
+    assert note["after"] < note["before"]
+    assert result.displacement is None
+    assert torch.equal(result.transform(places()), places())
 
 
 # -- the same every time -----------------------------------------------------------------------------------------
@@ -273,7 +300,7 @@ def test_starts_that_cannot_be() -> None:
 
 def test_one_seed_one_result_whatever_the_threads() -> None:
     fixed, moving = pair()
-    settings = Mcbo(levels=(4,), half_width=3, refine=(Refinement(iterations=6, smoothness=0.0),))
+    settings = Mcbo(NONE, levels=(4,), half_width=3, refine=(Refinement(iterations=6, smoothness=0.0),))
     before = torch.get_num_threads()
     fields = []
     try:
@@ -299,7 +326,7 @@ def test_progress_and_stages_are_told() -> None:
     result = quick(*pair(), progress=lambda stage, share: told.append((stage, share)))
     names = [entry["stage"] for entry in result.journal.stages]
     assert list(dict.fromkeys(stage for stage, _ in told)) == names
-    assert names == ["prepare", "descriptors", "search level 4", "refine 1", "transform", "judge"]
+    assert names == ["prepare", "draw", "descriptors", "search level 4", "refine 1", "transform", "judge"]
     assert all(0 <= share <= 1 for _, share in told)
     assert all(entry["seconds"] >= 0 for entry in result.journal.stages)
 
@@ -364,21 +391,35 @@ def test_images_that_are_alike_stay_where_they_are() -> None:
 def test_smooth_volumes_without_structure_do_no_harm() -> None:
     """Two waves fields: hardly anything to hold on to, yet no fold and nothing infinite."""
     result = quick(volume(GRID, waves), volume(GRID, lambda points: -waves(points)))
-    assert torch.isfinite(result.displacement.field).all()
+    assert torch.isfinite(result.transform(places())).all()
     assert result.scores["folded"] == 0
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(40, 36, 2), (40, 3, 33), (17, 23, 29)])
-def test_thin_and_odd_volumes(shape: tuple[int, int, int]) -> None:
-    spacing = tuple(72 / n for n in shape)
-    grid = Grid.from_spacing(shape, spacing)
-    result = register(seen(grid), seen(grid, WARP, inverted))
-    assert torch.isfinite(result.displacement.field).all()
+SHAPES = [(40, 36, 2), (40, 3, 33), (17, 23, 29)]
+
+
+def check_thin_or_odd(shape: tuple[int, int, int], linear: Linear) -> None:
+    grid = Grid.from_spacing(shape, tuple(72 / n for n in shape))
+    settings = replace(cm.load_settings(), linear=linear)
+    result = register(seen(grid), seen(grid, WARP, inverted), settings=settings)
+    assert torch.isfinite(result.transform(places())).all()
     assert result.warped.grid.same_as(grid)
     assert result.scores["folded"] < 0.01
+    assert float(errors(result.transform).mean()) < 1.1 * START_MM
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_thin_and_odd_volumes(shape: tuple[int, int, int]) -> None:
+    check_thin_or_odd(shape, NONE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_thin_and_odd_volumes_with_the_linear_stage(shape: tuple[int, int, int]) -> None:
+    check_thin_or_odd(shape, Linear())
 
 
 def test_micrometres_work_as_millimetres_do() -> None:

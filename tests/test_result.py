@@ -153,7 +153,8 @@ def test_the_record_tells_everything(saved: Path, inputs: Path, found: Result) -
     assert settings.pop("system") == "mcbo"
     assert from_dict(Mcbo, settings, "record") == QUICK
     assert (record["seed"], record["device"]) == (5, found.device)
-    np.testing.assert_allclose(record["start"], TURNED.matrix)
+    np.testing.assert_allclose(record["initial"], TURNED.matrix)
+    np.testing.assert_allclose(record["linear"], TURNED.matrix)
     fixed, moving = record["inputs"]["fixed"], record["inputs"]["moving"][0]
     assert fixed["sha256"] == file_hash(inputs / "fixed.nii.gz")
     assert moving["file"] == str(inputs / "moving.nii.gz")

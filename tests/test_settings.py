@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmorph.errors import InputError
-from crossmorph.settings import PRESETS, Mcbo, Refinement, check, from_dict, load_settings, presets, to_dict
+from crossmorph.settings import (
+    PRESETS,
+    Linear,
+    Mcbo,
+    Refinement,
+    check,
+    from_dict,
+    load_settings,
+    presets,
+    to_dict,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -29,7 +39,9 @@ def test_a_preset_says_what_its_file_says(name: str) -> None:
     settings = load_settings("mcbo", name)
     assert isinstance(settings, Mcbo)
     for key, value in tomllib.loads((PRESETS / "mcbo" / f"{name}.toml").read_text()).items():
-        if key != "refine":
+        if key == "linear":
+            assert {name: getattr(settings.linear, name) for name in value} == value
+        elif key not in ("refine", "describe"):
             got = getattr(settings, key)
             assert (list(got) if isinstance(got, tuple) else got) == value
 
@@ -39,7 +51,9 @@ def test_published_values() -> None:
     remind, comulis = load_settings("mcbo", "remind2reg"), load_settings("mcbo", "comulis3dclem")
     assert dict(zip(remind.levels, remind.weights, strict=True)) == {1: 0.1, 2: 0.27, 4: 0.27, 6: 0.36}
     assert comulis.levels == (1, 2, 4)
+    assert load_settings("mcbo").linear == Linear()
     for settings in (remind, comulis):
+        assert settings.linear.model == "none"
         assert sum(settings.weights) == pytest.approx(1)
         assert (settings.fusion, settings.reproduce, settings.balanced) == ("signed", True, True)
     adam = load_settings("mcbo", "convexadam")
@@ -53,19 +67,25 @@ def test_the_record_leads_back_to_the_settings(name: str) -> None:
     assert from_dict(Mcbo, json.loads(json.dumps(to_dict(settings))), "record") == settings
 
 
-stages = st.builds(
-    Refinement,
-    level=st.integers(1, 4),
-    iterations=st.integers(1, 100),
-    smoothness=st.floats(0, 100),
-    anchored=st.booleans(),
-    similarity=st.sampled_from(["mind", "auto"]),
+numbers = {"level": st.integers(1, 4), "iterations": st.integers(1, 100), "anchored": st.booleans()}
+stages = st.one_of(
+    st.builds(Refinement, **numbers, smoothness=st.floats(0, 100), similarity=st.sampled_from(["mind", "lncc"])),
+    st.builds(Refinement, **numbers, smoothness=st.just(0.0), similarity=st.just("auto")),
+)
+linears = st.builds(
+    Linear,
+    model=st.sampled_from(["none", "translation", "rigid", "similarity", "affine"]),
+    search=st.sampled_from(["auto", "header", "local", "global"]),
+    similarity=st.sampled_from(["mi", "mind", "disa", "lc2", "ncc"]),
+    random_starts=st.integers(0, 500),
+    random_deg=st.floats(0, 180),
 )
 
 
 @given(
     st.builds(
         Mcbo,
+        linear=linears,
         spacing_mm=st.floats(0, 10),
         levels=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
         refine=st.lists(stages, max_size=3).map(tuple),
@@ -88,7 +108,7 @@ def test_a_file_replaces_only_what_it_names(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("levles = [6]", "unknown key 'levles'; did you mean 'levels'"),
-        ("xyz = 1", "unknown key 'xyz'; known are spacing_mm, "),
+        ("xyz = 1", "unknown key 'xyz'; known are linear, spacing_mm, "),
         ("[[refine]]\niteration = 5", "refine: unknown key 'iteration'; did you mean 'iterations'"),
         ("levels = 6", "levels must be a list, not 6"),
         ("levels = [6.5]", "levels must be int, not 6.5"),
@@ -108,6 +128,20 @@ def test_a_file_replaces_only_what_it_names(tmp_path: Path) -> None:
         ("[refine]\nlevel = 2", "refine must be a list"),
         ("[[refine]]\niterations = 0", "refine: iterations must be at least 1, not 0"),
         ("[[refine]]\nlearning_rate = 0", "learning_rate must be above 0"),
+        (
+            "[[refine]]\nsimilarity = 'auto'",
+            "refine: smoothness must be 0 (chosen) with auto similarity, not 1.25",
+        ),
+        ("[linear]\nmodle = 'none'", "linear: unknown key 'modle'; did you mean 'model'"),
+        (
+            "[linear]\nmodel = 'projective'",
+            "linear: model must be one of none, translation, rigid, similarity, affine",
+        ),
+        ("[linear]\nsearch = 'everywhere'", "linear: search must be one of auto, header, local, global"),
+        ("[linear]\nrandom_starts = -1", "linear: random_starts must be at least 0, not -1"),
+        ("[linear]\nrandom_deg = 181", "linear: random_deg must be 0 to 180, not 181.0"),
+        ("[linear]\nrandom_mm = -1", "linear: random_mm must be at least 0, not -1.0"),
+        ("linear = 'affine'", "linear must be a table, not 'affine'"),
         ("reproduce = true\nrefine = []", "refine must be one refinement when reproducing"),
         ("a = = 3", "cannot read settings from"),
         ("a = '\\xff", "cannot read settings from"),
@@ -154,15 +188,28 @@ def test_the_page_names_every_preset_and_setting_with_its_default() -> None:
     told = {row[0].strip("`"): row[2] for row in rows if len(row) == 4}
     for kind in (Mcbo, Refinement):
         for key, value in to_dict(kind()).items():
+            if key == "linear":
+                assert told.pop(key) == "a table"
+                continue
             shown = "one stage" if key == "refine" else str(list(value) if isinstance(value, tuple) else value)
             assert told.pop(key) in (shown, shown.lower(), shown.removesuffix(".0")), key
     assert not told
 
 
+def test_the_page_of_the_linear_stage_names_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "linear.md").read_text()
+    table = page.split("## Settings")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")
+    ]
+    told = {row[0].strip("`"): row[2] for row in rows}
+    assert told == {key: str(value).removesuffix(".0") for key, value in to_dict(Linear()).items()}
+
+
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
     source = Path(PRESETS.parent / "settings.py").read_text()
-    for kind in (Mcbo, Refinement):
+    for kind in (Mcbo, Refinement, Linear):
         body = source.split(f"class {kind.__name__}")[1].split("\n@dataclass")[0].split("\n\n\n")[0]
         for field in dataclasses.fields(kind):
             line, _, after = body.split(f"\n    {field.name}: ")[1].partition("\n")

@@ -16,7 +16,7 @@ from crossmorph.errors import InputError
 from crossmorph.evaluate.tables import read_rows
 from crossmorph.image import Image
 from crossmorph.report.sensitivity import sensitivity
-from crossmorph.settings import SYSTEMS, Mcbo, Refinement, load_settings, presets, to_dict
+from crossmorph.settings import SYSTEMS, Linear, Mcbo, Refinement, load_settings, presets, to_dict
 from crossmorph.transform import Affine, Transform
 from crossmorph.tune import SPACES, Space, Tuning, expand, mean_ranks, score_pairs, to_toml, tune, with_values
 
@@ -147,7 +147,11 @@ def test_mean_ranks_by_hand() -> None:
 
 def test_preset_file_holds_all_settings(tmp_path: Path) -> None:
     tuned = replace(
-        Mcbo(), half_width=3, weights=(1.0,), refine=(Refinement(smoothness=1e-5), Refinement(level=1))
+        Mcbo(),
+        linear=Linear(model="rigid"),
+        half_width=3,
+        weights=(1.0,),
+        refine=(Refinement(smoothness=1e-5), Refinement(level=1)),
     )
     file = tmp_path / "preset.toml"
     file.write_text("# a word about its origin\n" + to_toml(tuned))

@@ -15,7 +15,7 @@ def scores(before: float | None = 1.1, after: float | None = 1.2, **changes: Any
         "overlap": 0.8,
         "folded": 0.0,
         "inverse_residual_mm": {"median": 0.001, "p95": 0.01, "max": 5.0},
-        "displacement_mm": {"median": 2.0, "p95": 6.0, "max": 9.0},
+        "moved_mm": {"median": 2.0, "p95": 6.0, "max": 9.0},
     }
     return good | changes
 
@@ -32,8 +32,11 @@ def test_a_gain_without_anything_against_it_is_ok() -> None:
         (scores(1.2, 1.1), "failed", "mr: mutual information 1.200 -> 1.100"),
         (scores(1.1, 1.1005), "check", "mr: mutual information 1.100 -> 1.101"),
         (scores(1.1, 1.0995), "check", "mr: mutual information 1.100 -> 1.099"),
-        (scores(None, None), "check", "too little is seen"),
-        (scores(1.1, None), "check", "too little is seen"),
+        (scores(None, None), "check", "too little of it is seen"),
+        (scores(1.1, None), "check", "too little of it is seen"),
+        (scores(1.0, 1.0004), "check", "mr: tells nothing about the fixed image"),
+        (scores(None, 1.0), "check", "mr: tells nothing about the fixed image"),
+        (scores(1.0, 1.0, moved_mm={"p95": 0.0}), "check", "mr: tells nothing about the fixed image"),
         (scores(overlap=0.09), "failed", "only 9 % of the fixed image is covered"),
         (scores(folded=0.002), "check", "0.20 % of the voxels are folded"),
         (scores(folded=0.03), "failed", "3.00 % of the voxels are folded"),
@@ -65,11 +68,11 @@ def test_one_modality_that_got_worse_fails_them_all() -> None:
 @pytest.mark.parametrize(("p95", "status"), [(0.49, "ok"), (0.51, "failed")])
 def test_what_hardly_moved_is_not_judged_by_its_interpolation(p95: float, status: str) -> None:
     """Half of the smallest voxel edge, 1 mm, is the limit."""
-    given = scores(2.0, 1.8, displacement_mm={"median": 0.1, "p95": p95, "max": 3.0})
+    given = scores(2.0, 1.8, moved_mm={"median": 0.1, "p95": p95, "max": 3.0})
     assert judge(given, SPACING).status == status
 
 
 def test_standing_still_does_not_excuse_folds_or_a_missing_overlap() -> None:
     still = {"median": 0.0, "p95": 0.0, "max": 3.0}
-    assert judge(scores(2.0, 1.8, displacement_mm=still, folded=0.03), SPACING).status == "failed"
-    assert judge(scores(2.0, 1.8, displacement_mm=still, overlap=0.0), SPACING).status == "failed"
+    assert judge(scores(2.0, 1.8, moved_mm=still, folded=0.03), SPACING).status == "failed"
+    assert judge(scores(2.0, 1.8, moved_mm=still, overlap=0.0), SPACING).status == "failed"

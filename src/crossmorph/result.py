@@ -89,8 +89,8 @@ class Result:
         valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and
         largest.
         ``inverse_residual_mm``: |T(T^-1(y)) - y| at the moving voxels y that T^-1 sends into the fixed field of
-        view, and ``displacement_mm``: lengths of the deformable part on the fixed valid voxels; median, 95th
-        percentile and largest.
+        view, ``displacement_mm``: lengths of the deformable part on the fixed valid voxels, and ``moved_mm``: how
+        far these came from where the initial pose puts them; median, 95th percentile and largest.
         """
         fixed = _at_most(self.fixed_frame, SCORE_VOXELS)
         coarse = fixed.grid
@@ -111,7 +111,13 @@ class Result:
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
             "inverse_residual_mm": _spread(self._inverse_residuals()),
             "displacement_mm": _spread(length),
+            "moved_mm": _spread(self._motion(coarse)[fixed.valid.flatten()]),
         }
+
+    def _motion(self, grid: Grid) -> torch.Tensor:
+        """(N,) mm between where the initial pose and the transform put the voxel centres of a grid."""
+        parts = [(self.transform(p) - self.initial(p)).norm(dim=1) for _, p in world_blocks(grid, "cpu")]
+        return torch.cat(parts)
 
     def _inverse_residuals(self) -> torch.Tensor:
         """(N,) mm at the voxel centres of the moving grid, or of a coarser one."""

@@ -213,10 +213,18 @@ def to_toml(settings: Any) -> str:
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for item in value:
-                tables += ["", f"[[{key}]]", *(f"{name} = {json.dumps(entry)}" for name, entry in item.items())]
+                tables += ["", f"[[{key}]]", *_lines(item)]
+        elif isinstance(value, dict):
+            tables += ["", f"[{key}]", *_lines(value)]
         else:
-            lines.append(f"{key} = {json.dumps(value)}")  # JSON's scalars and lists are TOML's
+            lines += _lines({key: value})
     return "\n".join([*lines, *tables]) + "\n"
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} = {json.dumps(value)}" for name, value in table.items()
+    ]  # JSON's scalars and lists are TOML's
 
 
 def _place(content: Any, path: str) -> tuple[Any, str | int]:

@@ -28,9 +28,9 @@ def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
 
     failed: the images agree less than at the start, less than a tenth of the fixed image is covered, or more than
     2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, or an inverse that
-    misses by more than a voxel in more than one place in twenty. Where hardly anything moved (95 % of the voxels
-    by less than half the smallest edge) agreement is not judged: the start was right, and interpolation alone
-    changes the numbers.
+    misses by more than a voxel in more than one place in twenty, or images that tell nothing about each other.
+    Where hardly anything moved (95 % of the voxels by less than half the smallest edge) agreement is not judged:
+    the start was right, and interpolation alone changes the numbers.
 
     Args:
         scores: see ``Result.scores``.
@@ -39,11 +39,14 @@ def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
     failed: list[str] = []
     check: list[str] = []
     good: list[str] = []
-    moved = scores["displacement_mm"]["p95"]
+    moved = scores["moved_mm"]["p95"]
     still = moved < 0.5 * min(spacing_mm)
     for name, pair in scores["nmi"].items():
         if pair["after"] is None:
             check.append(f"{name}: too little of it is seen in the fixed image")
+            continue
+        if pair["after"] - 1 < NMI_NOISE:
+            check.append(f"{name}: tells nothing about the fixed image; mutual information {pair['after']:.3f}")
             continue
         if pair["before"] is None:
             good.append(f"{name}: brought into view; mutual information {pair['after']:.3f}")

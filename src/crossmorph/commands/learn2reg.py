@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from crossmorph.image import Image
     from crossmorph.transform import Transform
 
+Model = Literal["none", "translation", "rigid", "similarity", "affine"]
+
 
 @dataclass(frozen=True)
 class Learn2Reg:
@@ -42,6 +44,9 @@ class Learn2Reg:
 
     preset: str = "default"
     """Settings of the system, by name."""
+
+    linear: Model = "none"
+    """Linear stage before. The images of the challenges come aligned; choose affine for others in their layout."""
 
     split: Literal["validation", "test", "training"] = "validation"
     """Which pairs of dataset.json."""
@@ -107,7 +112,7 @@ class Learn2Reg:
         from crossmorph import io
         from crossmorph.evaluate.learn2reg import displacement_name, write_displacement
 
-        register = registration(self.system, self.preset, self.seed)
+        register = registration(self.system, self.preset, self.linear, self.seed)
         folder = self.output / "submission"
         folder.mkdir(parents=True, exist_ok=True)
         self._check_run()
@@ -131,7 +136,7 @@ class Learn2Reg:
     def _check_run(self) -> None:
         """Refuse to go on with other settings in the folder of an earlier run."""
         record = self.output / "run.json"
-        mine = {"system": self.system, "preset": self.preset, "seed": self.seed, "split": self.split}
+        mine = {name: getattr(self, name) for name in ("system", "preset", "linear", "seed", "split")}
         if record.is_file():
             earlier = json.loads(record.read_text(encoding="utf-8"))
             if earlier != mine:
@@ -139,10 +144,13 @@ class Learn2Reg:
         record.write_text(json.dumps(mine, indent=2), encoding="utf-8")
 
 
-def registration(system: str, preset: str, seed: int) -> Callable[[Image, Image], Transform]:
-    """A function that registers one pair by a system's preset."""
+def registration(system: str, preset: str, linear: Model, seed: int) -> Callable[[Image, Image], Transform]:
+    """A function that registers one pair by a system's preset with another linear stage."""
+    from dataclasses import replace
+
     from crossmorph.registration import register
     from crossmorph.settings import load_settings
 
     settings = load_settings(system, preset)
+    settings = replace(settings, linear=replace(settings.linear, model=linear))
     return lambda fixed, moving: register(fixed, moving, settings=settings, seed=seed).transform
