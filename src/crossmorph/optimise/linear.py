@@ -156,8 +156,16 @@ def fit(
     before, slope = objective(start)
     if not np.any(slope):
         return Fit(np.eye(4), before, before, count)
+    size = float(np.linalg.norm(slope))
+
+    def scaled(parameters: Vector) -> tuple[float, Vector]:
+        """With a slope of one at the start, the first step is about 1 mm long, whatever the similarity's range."""
+        value, by_parameters = objective(parameters)
+        return value / size, by_parameters / size
+
     options = {"maxiter": iterations, "gtol": 1e-9}
-    found = minimize(objective, start, jac=True, method="BFGS", callback=watch, options=options)
-    if not found.fun < before:
+    found = minimize(scaled, start, jac=True, method="BFGS", callback=watch, options=options)
+    value = float(found.fun) * size
+    if not value < before:
         return Fit(np.eye(4), before, before, count)
-    return Fit(frame.matrix(found.x), float(found.fun), before, count)
+    return Fit(frame.matrix(found.x), value, before, count)

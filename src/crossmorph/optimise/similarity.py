@@ -111,7 +111,7 @@ def linear_combination(fixed: torch.Tensor, mask: torch.Tensor) -> Similarity:
             seen = ((values - middle) / spread).requires_grad_()
             loss = -(share * lc2(explained, seen, known)).sum()
             (slope,) = torch.autograd.grad(loss, seen)
-        return float(loss), (torch.nan_to_num(slope) / spread)[..., None]
+        return float(loss.detach()), (torch.nan_to_num(slope) / spread)[..., None]
 
     return similarity
 
