@@ -74,7 +74,24 @@ def truth(data: Path, cache: Path) -> Iterator[Case]:
         yield build(data, cache, row["id"], row["a"], row["b"], *shlex.split(row["options"]))
 
 
-SETS = {"brain": brain, "truth15": truth15, "pairs": pairs, "truth": truth}
+def poses(data: Path, cache: Path) -> Iterator[Case]:
+    """T1 -> T2 and T1 -> FLAIR of one patient, moved rigidly: 40 degrees and 60 mm, 120 degrees and 150 mm."""
+    for (degrees, shift), moving, seed in product(((40, 60), (120, 150)), ("T2", "FLAIR"), (1, 2, 3)):
+        files = (f"ms_mni/p07_{contrast}.nii.gz" for contrast in ("T1", moving))
+        options = (
+            "--seed",
+            str(seed),
+            "--max-mm",
+            "0",
+            "--rotate-deg",
+            str(degrees),
+            "--translate-mm",
+            str(shift),
+        )
+        yield build(data, cache, f"rot{degrees}_{moving}_s{seed}", *files, *options)
+
+
+SETS = {"brain": brain, "truth15": truth15, "pairs": pairs, "truth": truth, "poses": poses}
 
 
 def deformed(data: Path, cache: Path, patient: str, fixed: str, moving: str, seed: int) -> Case:
