@@ -1,6 +1,7 @@
 """The network's size and lattice; features of whole volumes: tiles, masks, strides, eight bits."""
 
 import json
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from crossmorph.describe.disa import (
     ARCHITECTURE,
+    SPACING_MM,
     dequantised,
     disa_features,
     feature_grid,
@@ -184,3 +186,14 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="no safetensors file"):
         load_network(path)
+
+
+def test_the_weights_of_the_package_are_what_their_description_says() -> None:
+    with as_file(files("crossmorph") / "weights" / "disa.json") as side:
+        about = json.loads(side.read_text())
+    assert about["architecture"] == ARCHITECTURE
+    assert about["preprocessing"]["spacing_mm"] == SPACING_MM
+    assert "CC BY" in about["licence"]
+    assert about["metrics"]["error"] < about["metrics"]["error_of_mean"]
+    assert not {"ixi", "nichart"} & {name.split(":")[0] for name in about["training"]["volumes"]}
+    assert load_network() is load_network()  # read and checked once
