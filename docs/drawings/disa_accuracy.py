@@ -23,7 +23,7 @@ from crossmorph.train.patches import draw_pool, prepared
 
 HERE = Path(__file__).resolve().parent
 GROUPS = {"brain of a patient not seen": ("ms07",), "trunks not seen": ("phantom110", "phantom111")}
-SETTINGS = replace(CPU, half=False, unseen_pairs=600)
+SETTINGS = replace(CPU, half=False, unseen_pairs=200)
 
 
 def main(data: Path, weights: Path | None) -> None:
@@ -37,7 +37,7 @@ def main(data: Path, weights: Path | None) -> None:
             for subject in subjects
             for path in sorted((data / subject).iterdir())
         ]
-        pool = draw_pool(volumes, 300, SETTINGS.candidates, torch.Generator().manual_seed(7))
+        pool = draw_pool(volumes, 60, SETTINGS.candidates, torch.Generator().manual_seed(7))
         order = torch.randperm(len(pool.scores), generator=torch.Generator().manual_seed(8))
         pool = replace(pool, volumes=pool.volumes[order], centres=pool.centres[order], scores=pool.scores[order])
         dots, targets = predictions(network, volumes, pool, SETTINGS)

@@ -31,21 +31,29 @@ HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("CROSSMORPH_DATA") or HERE.parents[2] / "shared" / "data")
 
 PAIRS = (
-    ("CT", "T1", "ct_mr/mni_ct.nii.gz", "ct_mr/mni_T1.nii.gz"),
-    ("T1", "FLAIR", "ms_mni/p07_T1.nii.gz", "ms_mni/p07_FLAIR.nii.gz"),
+    # source, target, files, and points: eye socket, petrous bone, inner skull; ventricle, insula, tentorium
+    (
+        ("CT", "ct_mr/mni_ct.nii.gz"),
+        ("T1", "ct_mr/mni_T1.nii.gz"),
+        ((34.0, 44.0, -32.0), (-34.0, -28.0, -36.0), (22.0, -94.0, 20.0)),
+    ),
+    (
+        ("T1", "ms_mni/p07_T1.nii.gz"),
+        ("FLAIR", "ms_mni/p07_FLAIR.nii.gz"),
+        ((14.0, 20.0, 12.0), (-38.0, 8.0, 0.0), (22.0, -62.0, -32.0)),
+    ),
 )
-POINTS_MM = ((14.0, 20.0, 12.0), (-46.0, -24.0, 12.0), (22.0, -62.0, -32.0))
 METHODS = ("LC2", "DISA", "MIND-SSC")
 
 
 def main() -> None:
     rows = []
-    for source_name, target_name, source_file, target_file in PAIRS:
+    for (source_name, source_file), (target_name, target_file), points in PAIRS:
         source = io.read(DATA / source_file)
         grid = source.grid.respaced(SPACING_MM)
         source, target = onto(source, grid), onto(io.read(DATA / target_file), grid)
         describe_seconds, maps = methods(source, target)
-        for point in POINTS_MM:
+        for point in points:
             place = [int(n) for n in np.round(grid.to_voxel(np.array(point)))]
             found = {}
             for name in METHODS:
@@ -79,7 +87,7 @@ def methods(
         "MIND-SSC": mind_ssc,
     }
     for name, call in describe.items():
-        call(a[:24, :24, :24])  # what is loaded or compiled once does not count
+        call(a[30:54, 40:64, 30:54])  # what is loaded or compiled once does not count
         start = time.perf_counter()
         features[name] = [call(a), call(b)]
         seconds[name] = time.perf_counter() - start
@@ -114,9 +122,9 @@ def draw(rows: list[tuple[str, Image, Image, list[int], dict[str, torch.Tensor]]
             across = image.shape[1] - 1 - i if source.grid.axcodes[0] == "R" else i
             axis.plot(across, j, "+", color="#00d78f" if scan else "white", markersize=7, markeredgewidth=1.2)
             axis.set(xticks=[], yticks=[])
-            if line is axes[0]:
-                axis.set_title(name, fontsize=10)
         line[0].set_ylabel(title, fontsize=10)
+    for axis, name in zip(axes[0], ("source", "target", *METHODS), strict=True):
+        axis.set_title(name, fontsize=10)
     sheet = memory.BytesIO()
     figure.savefig(sheet, dpi=90)
     Picture.open(sheet).convert("RGB").quantize(160).save(HERE / "similarity_maps.png", optimize=True)
