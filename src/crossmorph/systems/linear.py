@@ -66,7 +66,7 @@ class Candidate:
 
     Attributes:
         start: where it began.
-        cost: of the start, relative to unrelated images (``Translations``).
+        cost: of the start, relative to unrelated images (``Translations``); NaN where it was not ranked by it.
         matrix: (4, 4) where it ended.
         agreement: see ``match.pose.Step``.
         information: normalised mutual information there.
@@ -82,8 +82,9 @@ class Candidate:
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
-        numbers = {name: round(getattr(self, name), 4) for name in ("cost", "agreement", "information", "overlap")}
-        return {"start": self.start.name, **numbers, "matrix": self.matrix.round(5).tolist()}
+        numbers = {name: round(getattr(self, name), 4) for name in ("agreement", "information", "overlap")}
+        cost = None if np.isnan(self.cost) else round(self.cost, 4)
+        return {"start": self.start.name, "cost": cost, **numbers, "matrix": self.matrix.round(5).tolist()}
 
 
 def align(
