@@ -105,6 +105,14 @@ def test_what_is_not_valid_does_not_matter(network: DisaNet) -> None:
     torch.testing.assert_close(disa_features(spoiled, valid, network=network), expected)
 
 
+def test_describing_does_not_spoil_training() -> None:
+    """Describing runs without gradients; what it keeps for the next call must not carry that over."""
+    fresh = DisaNet()
+    disa_features(noise(22, 23, 19), network=fresh)
+    fresh(noise(1, 1, 22, 23, 19)).sum().backward()
+    assert fresh.enter.weight.grad is not None
+
+
 def test_scale_and_shift_of_the_intensities_do_not_matter(network: DisaNet) -> None:
     values = noise(24, 24, 24)
     expected = disa_features(values, network=network)

@@ -98,9 +98,10 @@ def blur(x: torch.Tensor, taps: tuple[float, ...], stride: int) -> torch.Tensor:
 @lru_cache(maxsize=256)
 def _blur_matrix(length: int, taps: tuple[float, ...], stride: int) -> torch.Tensor:
     """(ceil(length / stride), length): what each output takes from each voxel."""
-    places = torch.arange(0, length, stride)
-    matrix = torch.zeros(len(places), length)
-    for offset, tap in enumerate(taps):
-        near = (places + offset - len(taps) // 2).clamp(0, length - 1)
-        matrix[torch.arange(len(places)), near] += tap / sum(taps)
+    with torch.inference_mode(False):  # it is kept, and must serve training too
+        places = torch.arange(0, length, stride)
+        matrix = torch.zeros(len(places), length)
+        for offset, tap in enumerate(taps):
+            near = (places + offset - len(taps) // 2).clamp(0, length - 1)
+            matrix[torch.arange(len(places)), near] += tap / sum(taps)
     return matrix
