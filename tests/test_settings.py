@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crossmorph.errors import InputError
 from crossmorph.settings import (
     PRESETS,
+    Descriptor,
     Linear,
     Mcbo,
     Refinement,
@@ -186,12 +187,10 @@ def test_the_page_names_every_preset_and_setting_with_its_default() -> None:
     ]
     assert {row[0].strip("`") for row in rows if len(row) == 2} == set(presets("mcbo"))
     told = {row[0].strip("`"): row[2] for row in rows if len(row) == 4}
-    for kind in (Mcbo, Refinement):
+    named = {"linear": "a table", "describe": "MIND-SSC", "refine": "one stage"}
+    for kind in (Mcbo, Descriptor, Refinement):
         for key, value in to_dict(kind()).items():
-            if key == "linear":
-                assert told.pop(key) == "a table"
-                continue
-            shown = "one stage" if key == "refine" else str(list(value) if isinstance(value, tuple) else value)
+            shown = named.get(key, str(list(value) if isinstance(value, tuple) else value))
             assert told.pop(key) in (shown, shown.lower(), shown.removesuffix(".0")), key
     assert not told
 
@@ -209,7 +208,7 @@ def test_the_page_of_the_linear_stage_names_every_setting_with_its_default() -> 
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
     source = Path(PRESETS.parent / "settings.py").read_text()
-    for kind in (Mcbo, Refinement, Linear):
+    for kind in (Mcbo, Descriptor, Refinement, Linear):
         body = source.split(f"class {kind.__name__}")[1].split("\n@dataclass")[0].split("\n\n\n")[0]
         for field in dataclasses.fields(kind):
             line, _, after = body.split(f"\n    {field.name}: ")[1].partition("\n")
