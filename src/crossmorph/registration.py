@@ -74,7 +74,7 @@ def register(
     linear = Affine(matrix)
     parts: tuple[Transform, ...] = (linear,)
     if deformable:
-        dense = _deformation(target, chosen, linear, settings, journal, where, seed)
+        dense = _deformation(target, chosen, linear, settings, journal, where)
         parts = parts if dense is None else (dense, linear)
     if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
         journal.note("masks", "in the scores only: the published system takes none")
@@ -94,14 +94,13 @@ def _deformation(
     settings: Mcbo,
     journal: Journal,
     device: torch.device,
-    seed: int,
 ) -> DisplacementField | None:
     """The displacement that follows the linear map, or None where it does harm."""
     with journal.stage("draw"):
         _check_overlap(fixed, movings, linear)
         grid, volumes = _volumes(fixed, movings, linear, settings, device)
 
-    field = mcbo(volumes[0], volumes[1:], settings, journal, seed)
+    field = mcbo(volumes[0], volumes[1:], settings, journal)
     with journal.stage("transform"):
         if not settings.reproduce and not _helps(volumes, field, journal):
             return None

@@ -70,7 +70,6 @@ def mcbo(
     movings: Sequence[Volume],
     settings: Mcbo,
     journal: Journal,
-    seed: int = 0,
 ) -> torch.Tensor:
     """Displacement from fixed to moving on the working grid.
 
@@ -78,7 +77,6 @@ def mcbo(
         fixed, movings: volumes on one grid; several moving modalities share one displacement.
         settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
         journal: takes progress, seconds and notes.
-        seed: for the held-out blocks.
 
     Returns:
         (3, A, B, C) float32: displacement in cells of a grid of A x B x C cells over the working grid's field of
@@ -98,7 +96,7 @@ def mcbo(
     assert field is not None
     for number, stage in enumerate(settings.refine, start=1):
         with journal.stage(f"refine {number}"):
-            field = _refined(fixed, movings, field, stage, settings, journal, seed)
+            field = _refined(fixed, movings, field, stage, settings, journal)
     return field
 
 
@@ -251,7 +249,7 @@ def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, jour
             if level == min(settings.levels):
                 for number, stage in enumerate(settings.refine, start=1):
                     with journal.stage(f"refine {number}"):
-                        field = _refined(fixed, [moving], field, stage, settings, journal, 0)
+                        field = _refined(fixed, [moving], field, stage, settings, journal)
                         field = _in_voxels(field, stage.level * stage.control, fixed, settings)
                 field = _box_smoothed(field, settings)
             fields.append(field)
@@ -283,7 +281,6 @@ def _refined(
     stage: Refinement,
     settings: Mcbo,
     journal: Journal,
-    seed: int,
 ) -> torch.Tensor:
     """``field`` after one refinement, in cells of the stage's control grid."""
     target, sources = fixed.pooled(stage.level), [moving.pooled(stage.level) for moving in movings]
