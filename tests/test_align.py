@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from scene import inverted, places, seen
 from scipy.spatial.transform import Rotation
 from truth import Order, reordered, signed_permutations
 
@@ -102,6 +103,20 @@ def test_a_turn_is_found_in_coarse_views(degrees: float) -> None:
     truth = Affine.from_parts((60, -45, 30), (0, 0, degrees))
     matrix, _ = aligned(phantom().fixed, moved(phantom().fixed, truth), model="rigid")
     assert error_mm(matrix, truth) < 0.5 * VOXEL_MM
+
+
+ROUND = "a smooth ball agrees with itself however it is turned, so that its header convinces"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "search", [pytest.param("auto", marks=pytest.mark.xfail(reason=ROUND, strict=True)), "global"]
+)
+def test_a_turned_ball_of_blobs(search: str) -> None:
+    truth = Affine.from_parts((0, 0, 0), (0, 0, 120))
+    grid = Grid.from_spacing((42, 42, 42), 2.0)
+    matrix, _ = aligned(seen(grid), moved(seen(grid, contrast=inverted), truth), model="rigid", search=search)
+    assert float((Affine(matrix)(places()) - truth(places())).norm(dim=1).mean()) < 1
 
 
 @pytest.mark.slow
