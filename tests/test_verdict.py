@@ -16,6 +16,7 @@ def scores(before: float | None = 1.1, after: float | None = 1.2, **changes: Any
         "folded": 0.0,
         "inverse_residual_mm": {"median": 0.001, "p95": 0.01, "max": 5.0},
         "moved_mm": {"median": 2.0, "p95": 6.0, "max": 9.0},
+        "agreement": 0.9,
     }
     return good | changes
 
@@ -37,6 +38,12 @@ def test_a_gain_without_anything_against_it_is_ok() -> None:
         (scores(1.0, 1.0004), "check", "mr: tells nothing about the fixed image"),
         (scores(None, 1.0), "check", "mr: tells nothing about the fixed image"),
         (scores(1.0, 1.0, moved_mm={"p95": 0.0}), "check", "mr: tells nothing about the fixed image"),
+        (
+            scores(agreement=0.38),
+            "check",
+            "no start convinces: searching forth and back agrees in 38 % of the body",
+        ),
+        (scores(agreement=None), "ok", "mutual information"),
         (scores(overlap=0.09), "failed", "only 9 % of the fixed image is covered"),
         (scores(folded=0.002), "check", "0.20 % of the voxels are folded"),
         (scores(folded=0.03), "failed", "3.00 % of the voxels are folded"),

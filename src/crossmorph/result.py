@@ -88,6 +88,7 @@ class Result:
         are valid before (at the initial pose) and after. ``overlap``: share of the fixed valid voxels that see
         valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and
         largest.
+        ``agreement``: of the search forth and back at the start (``match.pose.Step``); None without linear stage.
         ``inverse_residual_mm``: |T(T^-1(y)) - y| at the moving voxels y that T^-1 sends into the fixed field of
         view, ``displacement_mm``: lengths of the deformable part on the fixed valid voxels, and ``moved_mm``: how
         far these came from where the initial pose puts them; median, 95th percentile and largest.
@@ -111,6 +112,7 @@ class Result:
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
             "inverse_residual_mm": _spread(self._inverse_residuals()),
             "displacement_mm": _spread(length),
+            "agreement": self.journal.notes.get("start", {}).get("agreement"),
             "moved_mm": _spread(self._motion(coarse)[fixed.valid.flatten()]),
         }
 

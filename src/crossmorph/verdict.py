@@ -10,6 +10,7 @@ MIN_OVERLAP = 0.1
 MAX_FOLDED = 0.001
 BAD_FOLDED = 0.02
 NMI_NOISE = 0.001
+MIN_AGREEMENT = 0.45
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
     """The verdict on a result's scores.
 
     failed: the images agree less than at the start, less than a tenth of the fixed image is covered, or more than
-    2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, or an inverse that
-    misses by more than a voxel in more than one place in twenty, or images that tell nothing about each other.
-    Where hardly anything moved (95 % of the voxels by less than half the smallest edge) agreement is not judged:
+    2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, an inverse that misses
+    by more than a voxel in more than one place in twenty, a start that does not convince, or images that tell
+    nothing about each other. Where hardly anything moved (95 % of the voxels by less than half the smallest edge) agreement is not judged:
     the start was right, and interpolation alone changes the numbers.
 
     Args:
@@ -62,6 +63,9 @@ def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
         failed.append(f"only {100 * overlap:.0f} % of the fixed image is covered by moving data")
     if folded > MAX_FOLDED:
         (failed if folded > BAD_FOLDED else check).append(f"{100 * folded:.2f} % of the voxels are folded")
+    agreement = scores["agreement"]
+    if agreement is not None and agreement < MIN_AGREEMENT:
+        check.append(f"no start convinces: searching forth and back agrees in {100 * agreement:.0f} % of the body")
     miss = scores["inverse_residual_mm"]["p95"]
     if miss > max(spacing_mm):
         check.append(f"the inverse misses by more than {miss:.1f} mm in one place in twenty")

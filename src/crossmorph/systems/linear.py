@@ -146,7 +146,8 @@ def _start(
         raise InputError(f"{names[1]} and {names[0]} do not overlap from any start that was tried; {advice}")
     best = max(able, key=lambda candidate: candidate.information)
     scores = _compared(_information, fixed, moving, header, best.matrix)
-    journal.note("start", {"from": best.start.name, **_judged("mutual information", scores)})
+    about = {"from": best.start.name, "agreement": round(best.agreement, 4)}
+    journal.note("start", {**about, **_judged("mutual information", scores)})
     return best.matrix if _gains(scores) else header
 
 
