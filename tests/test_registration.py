@@ -59,11 +59,12 @@ def test_known_motion_between_two_contrasts(grid: Grid) -> None:
 
 
 def test_the_default_on_one_contrast_finds_detail_by_intensities() -> None:
-    waves = Warp(a=5.0, b=4.0, k=0.1, s=200.0)
-    result = register(seen(name="fixed"), seen(GRID, waves, name="moving"))
+    waves = Warp(a=4.0, b=3.0, k=0.14, s=200.0)
+    settings = replace(cm.load_settings(), linear=NONE)
+    result = register(seen(name="fixed"), seen(GRID, waves, name="moving"), settings=settings)
     assert result.journal.notes["similarity"] == "lncc"
     assert result.journal.notes["smoothness, lncc"]["chosen"] < 30
-    assert float(errors(result.transform, waves).mean()) < 0.3 * float(errors(lambda points: points, waves).mean())
+    assert float(errors(result.transform, waves).mean()) < 0.5 * float(errors(lambda points: points, waves).mean())
     assert result.verdict.status == "ok"
 
 

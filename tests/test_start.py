@@ -186,7 +186,7 @@ def test_a_step_goes_towards_the_truth() -> None:
     found = step(fixed, cells(fixed), moving, np.eye(4))
     assert found is not None
     assert angle_deg(found.matrix[:3, :3] @ truth[:3, :3].T) < 0.75 * angle_deg(truth[:3, :3])
-    np.testing.assert_allclose(found.matrix[:3, 3], truth[:3, 3], atol=1)
+    np.testing.assert_allclose(found.matrix[:3, 3], truth[:3, 3], atol=1.5)
     still = step(fixed, cells(fixed), moving, truth)
     assert still is not None
     assert angle_deg(still.matrix[:3, :3] @ truth[:3, :3].T) < 2
