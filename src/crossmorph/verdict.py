@@ -27,11 +27,11 @@ class Verdict:
 def judge(scores: dict[str, Any], spacing_mm: Sequence[float]) -> Verdict:
     """The verdict on a result's scores.
 
-    failed: the images agree less than at the start, less than a tenth of the fixed image is covered, or more than
-    2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, an inverse that misses
-    by more than a voxel in more than one place in twenty, a start that does not convince, or images that tell
-    nothing about each other. Where hardly anything moved (95 % of the voxels by less than half the smallest edge) agreement is not judged:
-    the start was right, and interpolation alone changes the numbers.
+    failed: the images agree less than at the start, less than a tenth of the fixed image is covered, or more
+    than 2 % of it is folded. check: no gain that can be told from noise, more than 0.1 % folded, an inverse that
+    misses by more than a voxel in more than one place in twenty, a start that does not convince, or images that
+    tell nothing about each other. Where hardly anything moved (95 % of the voxels by less than half the smallest
+    edge) agreement is not judged: the start was right, and interpolation alone changes the numbers.
 
     Args:
         scores: see ``Result.scores``.
