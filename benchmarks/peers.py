@@ -54,7 +54,7 @@ class Tool:
 class Peers:
     """Run crossmorph and other programs side by side."""
 
-    cases: Positional[Literal["brain", "truth15", "pairs", "truth"]]
+    cases: Positional[Literal["brain", "truth15", "pairs", "truth", "poses"]]
     """Which cases: see benchmarks/cases.py."""
 
     output: Annotated[Path, arg(aliases=("-o",))]
@@ -113,7 +113,10 @@ class Peers:
             sys.exit(
                 f"no interpreter at {self.peers_python}: run `make bench-setup`, or name one by --peers-python"
             )
-        own = [crossmorph_tool(preset, self.start) for preset in self.crossmorph_presets]
+        stages = ["--linear", "none"] if self.start == "header" else []
+        if self.cases == "poses":
+            stages = ["--linear", "rigid", "--no-deformable"]
+        own = [crossmorph_tool(preset, stages) for preset in self.crossmorph_presets]
         return own + [peer_tool(name, self.peers_python, self.start) for name in self.peers]
 
     def _check_record(self) -> None:
@@ -146,16 +149,15 @@ class Peers:
 # -- programs ----------------------------------------------------------------------------------------------------
 
 
-def crossmorph_tool(preset: str, start: str) -> Tool:
-    """crossmorph under a preset, or under a settings file."""
+def crossmorph_tool(preset: str, stages: Sequence[str] = ()) -> Tool:
+    """crossmorph under a preset, or under a settings file; ``stages``: options that choose what it runs."""
     is_file = preset.endswith(".toml")
     settings = ["--settings", str(Path(preset).resolve())] if is_file else ["--preset", preset]
-    linear = ["--linear", "none"] if start == "header" else []
     program = str(Path(sys.executable).with_name("crossmorph"))
 
     def command(case: Case, folder: Path) -> list[str]:
         volumes = [str(case.fixed), str(case.moving)]
-        return [program, "register", *volumes, "-o", str(folder / "out"), *settings, *linear, "--quiet"]
+        return [program, "register", *volumes, "-o", str(folder / "out"), *settings, *stages, "--quiet"]
 
     return Tool(f"crossmorph-{Path(preset).stem if is_file else preset}", command, "out/forward.h5")
 

@@ -185,13 +185,13 @@ def test_all_programs_are_scored_in_turn(data_dir: Path, tmp_path: Path) -> None
 
 def test_command_lines(tmp_path: Path) -> None:
     case = Case("x", "mono", Path("f.nii.gz"), Path("m.nii.gz"), ())
-    ours = peers.crossmorph_tool("convexadam", "header")
+    ours = peers.crossmorph_tool("convexadam", ("--linear", "none"))
     words = ours.command(case, tmp_path)
     assert ours.name == "crossmorph-convexadam"
     assert words[1:4] == ["register", "f.nii.gz", "m.nii.gz"]
     assert words[words.index("--preset") + 1] == "convexadam"
     assert words[words.index("--linear") + 1] == "none"
-    tuned = peers.crossmorph_tool("tuned/mine.toml", "own")
+    tuned = peers.crossmorph_tool("tuned/mine.toml")
     words = tuned.command(case, tmp_path)
     assert tuned.name == "crossmorph-mine"
     assert Path(words[words.index("--settings") + 1]).is_absolute()
@@ -208,7 +208,7 @@ def test_crossmorph_accepts_its_command_line(tmp_path: Path) -> None:
     from crossmorph.commands.register import Register
 
     case = Case("x", "mono", Path("f.nii.gz"), Path("m.nii.gz"), ())
-    words = peers.crossmorph_tool("default", "header").command(case, tmp_path)
+    words = peers.crossmorph_tool("default", ("--linear", "none")).command(case, tmp_path)
     given = tyro.cli(Register, args=words[2:])
     assert (given.fixed, given.moving, given.linear) == (case.fixed, (case.moving,), "none")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.describe.mind import mind_ssc
 from crossmorph.kernels.linear import Matrix
@@ -20,6 +21,9 @@ from crossmorph.optimise.similarity import (
     mutual_information,
     squared_difference,
 )
+
+BORDER = 3
+"""DISA descriptors around a view that are worked out and left out."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,16 @@ def mind(fixed: View, moving: View, pose: Matrix) -> Problem:
 def disa(fixed: View, moving: View, pose: Matrix) -> Problem:
     """Dot product of DISA descriptors every 4 voxels, weighted by the local deviation of the fixed image.
 
-    As published, each image is described once, in its own orientation.
+    As published, each image is described once, in its own orientation. Its border is continued first, as a
+    descriptor sees where a volume ends.
     """
     from crossmorph.describe.disa import disa_features, feature_grid
     from crossmorph.describe.lc2 import local_deviation, zscored
 
-    first, second = (disa_features(view.values, view.valid) for view in (fixed, moving))
+    around = 4 * BORDER
+    padded = (F.pad(v.values[None], (around,) * 6, mode="replicate")[0] for v in (fixed, moving))
+    inner = [[slice(BORDER, BORDER - (-n // 4)) for n in view.values.shape] for view in (fixed, moving)]
+    first, second = (disa_features(p)[(slice(None), *i)] for p, i in zip(padded, inner, strict=True))
     mask, known = (view[::4, ::4, ::4].contiguous() for view in (fixed.weight, moving.valid))
     weight = local_deviation(zscored(fixed.values, fixed.valid), fixed.valid)[::4, ::4, ::4] * mask
     to_voxels = feature_grid(moving.grid).inverse_affine @ pose

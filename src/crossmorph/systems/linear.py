@@ -35,11 +35,11 @@ from crossmorph.settings import Linear
 CONVINCING = 0.75
 """Agreement of the search forth and back from which a pose is taken without looking further."""
 
-CHEAPER = 1.1
-"""Turned starts are tried where they cost less than this many times the best start before."""
+CHEAPER = 1.25
+"""Turned starts are tried where they cost less than this many times the cheapest pose so far: steps will help."""
 
 CHEAP = 0.45
-"""Cost of a start, as a share of that of unrelated images, below which it is taken without looking further."""
+"""Cost of a pose, as a share of that of unrelated images, below which no other orientation is tried."""
 
 STEPS = 6
 """Coarse steps from a start, at most."""
@@ -66,25 +66,25 @@ class Candidate:
 
     Attributes:
         start: where it began.
-        cost: of the start, relative to unrelated images (``Translations``); NaN where it was not ranked by it.
         matrix: (4, 4) where it ended.
+        cost: mean squared difference of descriptors there, as a share of that of unrelated images.
         agreement: see ``match.pose.Step``.
         information: normalised mutual information there.
         overlap: share of the smaller body that both images see there.
     """
 
     start: Start
-    cost: float
     matrix: Matrix
+    cost: float
     agreement: float
     information: float
     overlap: float
 
     def record(self) -> dict[str, Any]:
         """Plain values."""
-        numbers = {name: round(getattr(self, name), 4) for name in ("agreement", "information", "overlap")}
-        cost = None if np.isnan(self.cost) else round(self.cost, 4)
-        return {"start": self.start.name, "cost": cost, **numbers, "matrix": self.matrix.round(5).tolist()}
+        names = ("cost", "agreement", "information", "overlap")
+        numbers = {name: round(getattr(self, name), 4) for name in names}
+        return {"start": self.start.name, **numbers, "matrix": self.matrix.round(5).tolist()}
 
 
 def align(
@@ -131,11 +131,13 @@ def _start(
 ) -> Matrix:
     search = _Search(fixed, moving, names)
     convinced = search.walk([(float("nan"), Start("header", header))])
-    if settings.search in ("local", "global") or (settings.search == "auto" and not convinced):
-        convinced = search.walk(search.placed(simple_starts(fixed, moving, header) + moment_starts(fixed, moving)))
+    if settings.search != "header":
+        near = search.placed(simple_starts(fixed, moving, header) + moment_starts(fixed, moving))
+        if convinced and settings.search == "auto":
+            near = search.cheaper(near, 1.0)
+        convinced = search.walk(near) or convinced
         if settings.search == "global" or (settings.search == "auto" and not convinced):
-            dear = CHEAPER * min((candidate.cost for candidate in search.tried[1:]), default=np.inf)
-            search.walk([(c, s) for c, s in search.placed(turned_starts(fixed, moving, header)) if c < dear])
+            search.walk(search.cheaper(search.placed(turned_starts(fixed, moving, header)), CHEAPER))
     if settings.random_starts:
         spread = (settings.random_starts, settings.random_deg, settings.random_mm)
         search.walk(search.ranked(random_starts(fixed, header, *spread, seed)))
@@ -185,20 +187,23 @@ class _Search:
 
     def walk(self, starts: list[tuple[float, Start]]) -> bool:
         """Coarse steps from the first ``REFINED`` starts, which join ``tried``; true once one convinces."""
-        for cost, start in starts[:REFINED]:
+        for _, start in starts[:REFINED]:
             if any(self._apart(start.matrix, other.matrix) < 2 * POOL for other in self.tried):
-                if cost < CHEAP:
-                    return True
                 continue  # one of those tried came here
-            candidate = self._walked(start, cost)
+            candidate = self._walked(start)
             if candidate is not None:
                 self.tried.append(candidate)
-                sure = candidate.agreement >= CONVINCING or cost < CHEAP
+                sure = candidate.agreement >= CONVINCING or candidate.cost < CHEAP
                 if sure and candidate.overlap >= MIN_OVERLAP:
                     return True
         return False
 
-    def _walked(self, start: Start, cost: float) -> Candidate | None:
+    def cheaper(self, starts: list[tuple[float, Start]], factor: float) -> list[tuple[float, Start]]:
+        """Those that cost less than ``factor`` times the cheapest pose where a walk ended."""
+        least = min((candidate.cost for candidate in self.tried), default=np.inf)
+        return [(cost, start) for cost, start in starts if cost < factor * least]
+
+    def _walked(self, start: Start) -> Candidate | None:
         matrix, agreement = start.matrix, 0.0
         for number in range(STEPS):
             found = step(self.fixed, self.target, self.moving, matrix)
@@ -211,7 +216,17 @@ class _Search:
         seen = self._seen(matrix)
         shared = int((self.fixed.weight & seen.weight).sum())
         overlap = shared / max(1, min(int(self.fixed.weight.sum()), int(self.moving.weight.sum())))
-        return Candidate(start, cost, matrix, agreement, _information(self.fixed, seen), overlap)
+        return Candidate(start, matrix, self._cost(seen), agreement, _information(self.fixed, seen), overlap)
+
+    def _cost(self, seen: View) -> float:
+        """Mean squared difference over the fixed body, as a share of that of unrelated images."""
+        target, source = self.target, cells(seen)
+        unknown = expected_cost(target.features, source.features, target.valid, source.valid)
+        body = target.body & target.valid
+        known = (body & source.valid).numpy()
+        apart = (target.features - source.features).square().sum(0).numpy()[known]
+        costs = float(apart.sum(dtype=np.float64)) + unknown * float(body.sum() - known.sum())
+        return costs / max(unknown * float(body.sum()), 1e-12)
 
     def _best_agreement(self) -> float:
         return max((candidate.agreement for candidate in self.tried), default=0.0)
