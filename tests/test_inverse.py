@@ -47,7 +47,7 @@ def test_inverse_after_forward_is_the_identity(a: float, b: float, k: float, tur
     points = world(forward.grid)
     back = forward.inverse()(forward(points))
     gap = (back - points).norm(dim=-1)[inner(forward.grid)]
-    assert float(gap.max()) < 0.6  # the inverse is linear between voxels 4 mm apart
+    assert float(gap.max()) < 0.8  # the inverse is linear between voxels 4 mm apart, waves some 50 mm long
 
 
 def test_residual_is_the_distance_after_a_round_trip() -> None:
