@@ -36,7 +36,7 @@ from crossmorph.settings import Mcbo, Refinement
 MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
 
-INFORMATION_GAIN = 0.02
+INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
 
 
