@@ -1,7 +1,5 @@
 """Inverse consistency and warping of fields."""
 
-from collections.abc import Iterator
-
 import plain_mcbo as plain
 import pytest
 import torch
@@ -9,13 +7,6 @@ import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.optimise.terms import smooth
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Coupled convex optimisation: the recursion, what is recovered, and what must not change the result."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -36,13 +34,6 @@ def iterates(
         field = picked(cost + theta * ((steps - field.permute(1, 2, 3, 0)[..., None, :]) ** 2).sum(-1))
         kept.append(field)
     return kept
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_recursion_and_its_balance() -> None:

@@ -1,6 +1,6 @@
 """Objective terms: values by formula, gradients by autograd and finite differences, and masks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -24,13 +24,6 @@ from crossmorph.optimise.terms import (
 )
 
 SHAPE = (7, 6, 8)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,6 +9,7 @@ from math import lcm
 import numpy as np
 import torch
 
+from crossmorph.device import chosen_device
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
@@ -63,7 +64,7 @@ def register(
     """
     journal = Journal(progress)
     settings = check(settings if settings is not None else load_settings())
-    where = _device(device)
+    where = chosen_device(device)
     movings = [moving] if isinstance(moving, Image) else list(moving)
     with journal.stage("prepare"):
         fixed, movings = _checked(fixed, movings, fixed_mask, moving_mask)
@@ -114,14 +115,6 @@ def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal) -> bool
     kept = not after <= before
     journal.note("deformable", {"kept": kept, "judge": "mutual information", "before": before, "after": after})
     return kept
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _checked(

@@ -16,6 +16,9 @@ from crossmorph.errors import InputError
 
 PRESETS = Path(__file__).parent / "presets"
 
+LinearModel = Literal["none", "translation", "rigid", "similarity", "affine"]
+LinearSearch = Literal["auto", "header", "local", "global"]
+
 S = TypeVar("S")
 
 
@@ -52,10 +55,10 @@ class Refinement:
 class Linear:
     """The linear stage before the deformable one."""
 
-    model: Literal["none", "translation", "rigid", "similarity", "affine"] = "affine"
+    model: LinearModel = "affine"
     """What is fitted: affine after rigid, one model alone, or none: the start is taken as it is."""
 
-    search: Literal["auto", "header", "local", "global"] = "auto"
+    search: LinearSearch = "auto"
     """Where to start from: header, the world coordinates of the files; local, these and the centres and principal
     axes of the bodies; global, all orientations too; auto, each only where the one before does not convince."""
 

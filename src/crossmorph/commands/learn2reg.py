@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
+from crossmorph.settings import LinearModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from crossmorph.evaluate.tables import Cell
     from crossmorph.image import Image
     from crossmorph.transform import Transform
-
-Model = Literal["none", "translation", "rigid", "similarity", "affine"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Learn2Reg:
     preset: str = "default"
     """Settings of the system, by name."""
 
-    linear: Model = "none"
+    linear: LinearModel = "none"
     """Linear stage before. The images of the challenges come aligned; choose affine for others in their layout."""
 
     split: Literal["validation", "test", "training"] = "validation"
@@ -144,7 +143,7 @@ class Learn2Reg:
         record.write_text(json.dumps(mine, indent=2), encoding="utf-8")
 
 
-def registration(system: str, preset: str, linear: Model, seed: int) -> Callable[[Image, Image], Transform]:
+def registration(system: str, preset: str, linear: LinearModel, seed: int) -> Callable[[Image, Image], Transform]:
     """A function that registers one pair by a system's preset with another linear stage."""
     from dataclasses import replace
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
+from crossmorph.settings import LinearModel, LinearSearch
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -47,10 +48,10 @@ class Register:
     initial: Path | None = None
     """Linear transform file (fixed to moving points) to start from, in place of the world coordinates."""
 
-    linear: Literal["none", "translation", "rigid", "similarity", "affine"] | None = None
+    linear: LinearModel | None = None
     """Linear stage: affine (after rigid), one model alone, or none; by default what the preset says."""
 
-    search: Literal["auto", "header", "local", "global"] | None = None
+    search: LinearSearch | None = None
     """Where the linear stage looks for a start: header (the world coordinates), local (centres and axes of the
     bodies too), global (all orientations too), or auto: each where the one before does not convince. By default
     what the preset says."""

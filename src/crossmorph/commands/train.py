@@ -71,12 +71,13 @@ class Train:
     def run(self) -> int:
         """Read, train and return the exit code."""
         from crossmorph.describe.disa import SPACING_MM
+        from crossmorph.device import chosen_device
         from crossmorph.train.disa import SCHEDULES, train_disa
 
         chosen = {name: value for name in ("steps", "seed") if (value := getattr(self, name)) is not None}
         settings = replace(SCHEDULES[self.schedule], **chosen).check()
         seen, unseen = self._split()
-        device = self._device()
+        device = str(chosen_device(self.device))
         self._make_folder()
         about = {
             "schedule": self.schedule + (f" with {chosen}" if chosen else ""),
@@ -114,13 +115,6 @@ class Train:
             )
         sides = [{p: s for p, s in subjects.items() if (s in kept) == side} for side in (False, True)]
         return sides[0], sides[1]
-
-    def _device(self) -> str:
-        import torch
-
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def _subject(self, path: Path) -> str:
         if self.subject_pattern is None:

@@ -248,7 +248,10 @@ def _load(path: Path) -> Floats:
                 if len(archive.files) != 1:
                     raise InputError(f"{path} holds the arrays {', '.join(archive.files)}; it must hold one")
                 return np.asarray(archive[archive.files[0]])
-        return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+        image = nibabel.loadsave.load(path)
+        if not isinstance(image, nibabel.spatialimages.SpatialImage):
+            raise InputError(f"{path} holds no volume; a displacement field is one, with three components")
+        return np.asarray(image.dataobj)
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         if isinstance(error, InputError):
             raise

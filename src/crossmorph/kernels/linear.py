@@ -38,7 +38,15 @@ def pulled(features: torch.Tensor, matrix: Matrix, inside: torch.Tensor, slopes:
     """d L / d matrix (3, 4), given the slopes d L / d values (I, J, K, F) of what ``seen`` returned."""
     arrays = (features.contiguous().numpy(), np.ascontiguousarray(matrix, np.float64), inside.contiguous().numpy())
     parts = over_planes(_pulled, inside.shape[0], *arrays, slopes.contiguous().numpy())
-    return np.sum(parts, axis=0)  # type: ignore[no-any-return]
+    total: Matrix = np.sum(parts, axis=0)
+    return total
+
+
+@inlined
+def _along(matrix: Matrix, axis: int, i: int, j: int, k: int) -> float:
+    """One coordinate of a mapped voxel."""
+    place: float = matrix[axis, 0] * i + matrix[axis, 1] * j + matrix[axis, 2] * k + matrix[axis, 3]
+    return place
 
 
 @inlined
@@ -67,9 +75,7 @@ def _seen(
             for k in range(columns):
                 if not mask[i, j, k]:
                     continue
-                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
-                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
-                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
+                x, y, z = _along(matrix, 0, i, j, k), _along(matrix, 1, i, j, k), _along(matrix, 2, i, j, k)
                 a, b, c = _low(x, na), _low(y, nb), _low(z, nc)
                 if a < 0 or b < 0 or c < 0 or not known[int(x + 0.5), int(y + 0.5), int(z + 0.5)]:
                     continue
@@ -97,9 +103,7 @@ def _pulled(first: int, last: int, features: Floats, matrix: Matrix, inside: Fla
             for k in range(columns):
                 if not inside[i, j, k]:
                     continue
-                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
-                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
-                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
+                x, y, z = _along(matrix, 0, i, j, k), _along(matrix, 1, i, j, k), _along(matrix, 2, i, j, k)
                 a, b, c = _low(x, na), _low(y, nb), _low(z, nc)
                 fx, fy, fz = x - a, y - b, z - c
                 slope = slopes[i, j, k]
@@ -180,7 +184,8 @@ def joint_histogram(
         bins: number of bins of both.
     """
     volumes = [volume.contiguous().numpy() for volume in (place, moving, weight, inside)]
-    return np.sum(over_planes(_joint, inside.shape[0], *volumes, bins), axis=0)  # type: ignore[no-any-return]
+    total: Matrix = np.sum(over_planes(_joint, inside.shape[0], *volumes, bins), axis=0)
+    return total
 
 
 def histogram_slopes(

@@ -130,12 +130,13 @@ def _start(
     names: tuple[str, str],
 ) -> Matrix:
     search = _Search(fixed, moving, names)
-    convinced = search.walk([(float("nan"), Start("header", header))])
+    convinced = search.walk([Start("header", header)])
     if settings.search != "header":
         near = search.placed(simple_starts(fixed, moving, header) + moment_starts(fixed, moving))
-        if convinced and settings.search == "auto":
-            near = search.cheaper(near, 1.0)
-        convinced = search.walk(near) or convinced
+        settled = convinced and settings.search == "auto"
+        convinced = (
+            search.walk(search.cheaper(near, 1.0) if settled else [start for _, start in near]) or convinced
+        )
         if settings.search == "global" or (settings.search == "auto" and not convinced):
             search.walk(search.cheaper(search.placed(turned_starts(fixed, moving, header)), CHEAPER))
     if settings.random_starts:
@@ -179,15 +180,15 @@ class _Search:
                 distinct.append((cost, start))
         return distinct
 
-    def ranked(self, starts: list[Start]) -> list[tuple[float, Start]]:
+    def ranked(self, starts: list[Start]) -> list[Start]:
         """The starts where they are, those with the largest mutual information first."""
         scored = [(_information(self.fixed, self._seen(start.matrix)), start) for start in starts]
         scored.sort(key=lambda pair: -pair[0])
-        return [(float("nan"), start) for _, start in scored]
+        return [start for _, start in scored]
 
-    def walk(self, starts: list[tuple[float, Start]]) -> bool:
+    def walk(self, starts: list[Start]) -> bool:
         """Coarse steps from the first ``REFINED`` starts, which join ``tried``; true once one convinces."""
-        for _, start in starts[:REFINED]:
+        for start in starts[:REFINED]:
             if any(self._apart(start.matrix, other.matrix) < 2 * POOL for other in self.tried):
                 continue  # one of those tried came here
             candidate = self._walked(start)
@@ -198,10 +199,10 @@ class _Search:
                     return True
         return False
 
-    def cheaper(self, starts: list[tuple[float, Start]], factor: float) -> list[tuple[float, Start]]:
+    def cheaper(self, starts: list[tuple[float, Start]], factor: float) -> list[Start]:
         """Those that cost less than ``factor`` times the cheapest pose where a walk ended."""
         least = min((candidate.cost for candidate in self.tried), default=np.inf)
-        return [(cost, start) for cost, start in starts if cost < factor * least]
+        return [start for cost, start in starts if cost < factor * least]
 
     def _walked(self, start: Start) -> Candidate | None:
         matrix, agreement = start.matrix, 0.0

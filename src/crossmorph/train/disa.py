@@ -216,10 +216,12 @@ def started(settings: DisaTraining) -> DisaNet:
         for module in network.modules():
             if isinstance(module, Conv):
                 torch.nn.init.kaiming_normal_(module.weight, a=0.01)
-                torch.nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                assert module.bias is not None
+                torch.nn.init.zeros_(module.bias)
         for block in (network.fine, network.middle, network.coarse):
             block.second.weight.data.mul_(0.3)
         torch.nn.init.normal_(network.leave.weight, std=0.18)
+    # torch's stubs know this keyword for 2-D networks only
     laid_out: DisaNet = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return laid_out
 

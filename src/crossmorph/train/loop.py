@@ -129,7 +129,7 @@ def _step(task: Task, generator: torch.Generator, step: int) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise InputError(f"the loss became {value} at step {step + 1}; lower the learning rate, or check the data")
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     task.optimizer.step()
     return value
 

@@ -107,8 +107,11 @@ def draw_pool(
         progress(done / len(pairs))
         centres = _drawn(weights[m], per_pair, generator)
         wanted = torch.rand(per_pair, generator=generator)
-        match = _among_some if candidates else _among_all
-        found, scores = match(volumes[m].values, volumes[f], weights[f], centres, wanted, candidates, generator)
+        if candidates:
+            places = _candidates(weights[f], candidates, generator)
+            found, scores = _among_some(volumes[m].values, volumes[f], centres, wanted, places)
+        else:
+            found, scores = _among_all(volumes[m].values, volumes[f], centres, wanted)
         keep = _thinned(scores, generator)
         which = torch.tensor([m, f]).expand(len(keep), 2)
         parts.append((which, torch.stack([centres, found], 1)[keep], scores[keep]))
@@ -153,15 +156,16 @@ def _drawn(weight: torch.Tensor, count: int, generator: torch.Generator) -> torc
     return torch.stack(torch.unravel_index(index, weight.shape), 1)
 
 
+def _candidates(weight: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, 3) voxels, half of them anywhere, half by weight."""
+    anywhere = torch.stack([torch.randint(0, n, (count // 2,), generator=generator) for n in weight.shape], 1)
+    return torch.cat([_drawn(weight, count - count // 2, generator), anywhere])
+
+
 def _among_all(
-    values: torch.Tensor,
-    other: Volume,
-    weight: torch.Tensor,
-    centres: torch.Tensor,
-    wanted: torch.Tensor,
-    candidates: int,
-    generator: torch.Generator,
+    values: torch.Tensor, other: Volume, centres: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each centre the voxel of the other volume whose LC2 is nearest to the wanted one, and that LC2."""
     places, scores = [], []
     for patch, t in zip(cut(values, centres, WINDOW), wanted, strict=True):
         dense = lc2_map(patch, other.values).reshape(-1)
@@ -174,15 +178,12 @@ def _among_all(
 def _among_some(
     values: torch.Tensor,
     other: Volume,
-    weight: torch.Tensor,
     centres: torch.Tensor,
     wanted: torch.Tensor,
-    candidates: int,
-    generator: torch.Generator,
+    places: torch.Tensor,
     block: int = 2048,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    anywhere = torch.stack([torch.randint(0, n, (candidates // 2,), generator=generator) for n in weight.shape], 1)
-    places = torch.cat([_drawn(weight, candidates - candidates // 2, generator), anywhere])
+    """As ``_among_all``, of the given places only."""
     patches = cut(values, centres, WINDOW)
     length = gradient_length(other.values)
     best = torch.full((len(centres),), torch.inf)
