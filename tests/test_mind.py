@@ -114,3 +114,18 @@ def test_memory_layout_does_not_matter(layout: tuple[int, int, int]) -> None:
 def test_impossible_windows_are_refused(radius: int, dilation: int) -> None:
     with pytest.raises(InputError, match=f"not {radius} and {dilation}"):
         mind_ssc(noise(4, 4, 4), radius, dilation)
+
+
+@pytest.mark.parametrize(("shape", "pool"), [((9, 10, 11), 2), ((12, 7, 8), 3), ((5, 6, 7), 5)])
+def test_pooling_takes_means_over_whole_blocks(shape: tuple[int, int, int], pool: int) -> None:
+    image = noise(*shape)
+    blocks = [n // pool for n in shape]
+    a, b, c = (n * pool for n in blocks)
+    whole = mind_ssc(image)[:, :a, :b, :c].reshape(12, blocks[0], pool, blocks[1], pool, blocks[2], pool)
+    torch.testing.assert_close(mind_ssc(image, pool=pool), whole.mean((2, 4, 6)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pool", [0, 5])
+def test_impossible_pools_are_refused(pool: int) -> None:
+    with pytest.raises(InputError, match=f"cannot be pooled by {pool}"):
+        mind_ssc(noise(4, 6, 6), pool=pool)

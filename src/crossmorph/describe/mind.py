@@ -20,7 +20,7 @@ FAR = ((0, -1, 0), (-1, 0, 0), (-1, 0, 0), (1, 0, 0), (0, 0, -1), (0, 0, 1),
        (-1, 0, 0), (0, 0, 1), (0, 0, -1), (0, -1, 0), (0, 0, -1), (-1, 0, 0))  # fmt: skip
 
 
-def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, pool: int = 1) -> torch.Tensor:
     """MIND-SSC descriptors of one volume.
 
     For channel k with neighbours a_k, b_k at ``dilation`` voxels:
@@ -34,21 +34,26 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.T
             ``dilation + radius`` voxels.
         radius: patch radius in voxels.
         dilation: distance of the six neighbours from the centre in voxels.
+        pool: take means over blocks of this many voxels along each axis; incomplete blocks at the high faces are
+            dropped. On the CPU the descriptors of single voxels are never held in memory then.
 
     Returns:
-        (12, I, J, K) float32 in (0, 1], channels last in memory on the CPU. A constant volume gives all ones.
+        (12, I // pool, J // pool, K // pool) float32 in (0, 1], channels last in memory on the CPU. A constant
+        volume gives all ones.
 
     Raises:
-        InputError: radius below 0 or dilation below 1.
+        InputError: radius below 0, dilation below 1, or a pool outside 1 to the smallest size.
     """
     if radius < 0 or dilation < 1:
         raise InputError(f"MIND-SSC needs radius >= 0 and dilation >= 1, not {radius} and {dilation}")
+    if not 1 <= pool <= min(image.shape):
+        raise InputError(f"{tuple(image.shape)} voxels cannot be pooled by {pool}")
     if image.is_cuda:
-        return mind_ssc_reference(image, radius, dilation)
+        return F.avg_pool3d(mind_ssc_reference(image, radius, dilation)[None], pool)[0]
     from crossmorph.kernels import mind
 
     near, far = (np.array(offsets, np.int64) * dilation for offsets in (NEAR, FAR))
-    return torch.from_numpy(mind.mind_ssc(image.float().numpy(), near, far, radius)).permute(3, 0, 1, 2)
+    return torch.from_numpy(mind.mind_ssc(image.float().numpy(), near, far, radius, pool)).permute(3, 0, 1, 2)
 
 
 def mind_ssc_reference(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:

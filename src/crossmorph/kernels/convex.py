@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossmorph.kernels.field import OMIT, ZERO, smooth_rows
 from crossmorph.kernels.parallel import Flags, Floats, compiled, over_planes
 
 
@@ -64,21 +63,47 @@ def _raw_cost(
 
 
 @compiled
-def _smooth_in_plane(first: int, last: int, cost: Floats, border: int) -> None:
-    old = np.empty((2, cost.shape[3]), np.float32)
-    for t in range(first, last):
-        for j in range(cost.shape[1]):
-            smooth_rows(cost[t, j], old, 2, border)
-        for k in range(cost.shape[2]):
-            smooth_rows(cost[t, :, k], old, 2, border)
+def _smooth_rows(rows: Floats, old: Floats, counted: bool) -> None:
+    """Two means of three along the first axis of (N, D), in place; ``old`` (2, D) keeps the rows that change.
+
+    The outside counts as zero, or is left out.
+    """
+    last = rows.shape[0] - 1
+    for _ in range(2):
+        for x in range(last + 1):
+            row, here, before = rows[x], old[x % 2], old[(x + 1) % 2]
+            here[:] = row
+            if 0 < x < last:
+                after = rows[x + 1]
+                for d in range(row.size):
+                    row[d] = np.float32(1 / 3) * (before[d] + here[d] + after[d])
+                continue
+            there = 1 if last == 0 else 2
+            scale = np.float32(1 / 3 if counted else 1 / there)
+            for d in range(row.size):
+                row[d] *= scale
+            if last > 0:
+                other = rows[1] if x == 0 else before
+                for d in range(row.size):
+                    row[d] += scale * other[d]
 
 
 @compiled
-def _smooth_across(first: int, last: int, cost: Floats, border: int) -> None:
+def _smooth_in_plane(first: int, last: int, cost: Floats, counted: bool) -> None:
+    old = np.empty((2, cost.shape[3]), np.float32)
+    for t in range(first, last):
+        for j in range(cost.shape[1]):
+            _smooth_rows(cost[t, j], old, counted)
+        for k in range(cost.shape[2]):
+            _smooth_rows(cost[t, :, k], old, counted)
+
+
+@compiled
+def _smooth_across(first: int, last: int, cost: Floats, counted: bool) -> None:
     old = np.empty((2, cost.shape[3]), np.float32)
     for j in range(first, last):
         for k in range(cost.shape[2]):
-            smooth_rows(cost[:, j, k], old, 2, border)
+            _smooth_rows(cost[:, j, k], old, counted)
 
 
 def cost_slab(
@@ -102,9 +127,8 @@ def cost_slab(
     cost = np.empty(size, np.float32)
     inputs = (fixed, moving, fixed_valid, moving_valid)
     over_planes(_raw_cost, high - low, low, *inputs, half, np.float32(unknown), cost)
-    border = ZERO if counted else OMIT
-    over_planes(_smooth_in_plane, high - low, cost, border)
-    over_planes(_smooth_across, fixed.shape[1], cost, border)
+    over_planes(_smooth_in_plane, high - low, cost, counted)
+    over_planes(_smooth_across, fixed.shape[1], cost, counted)
     return cost[start - low : stop - low]
 
 
@@ -114,34 +138,34 @@ def _cheapest(
 ) -> None:
     """argmin_d cost + theta |d - centre|^2 -> the displacement itself."""
     width = offsets.size
-    along = np.empty(width, np.float32)
+    sheet = width * width
+    away = np.empty(sheet, np.float32)
     for t in range(first, last):
         for j in range(cost.shape[1]):
             for k in range(cost.shape[2]):
-                u = centre[t, j, k]
+                x, y, z = centre[t, j, k]
                 cell = cost[t, j, k]
+                for dj in range(width):
+                    for di in range(width):
+                        from_x, from_y = offsets[di] - x, offsets[dj] - y
+                        away[dj * width + di] = theta * (from_x * from_x + from_y * from_y)
                 best = np.float32(np.inf)
                 where = 0
-                for d in range(width):
-                    along[d] = theta * (offsets[d] - u[0]) * (offsets[d] - u[0])
                 for dk in range(width):
-                    z = theta * (offsets[dk] - u[2]) * (offsets[dk] - u[2])
-                    for dj in range(width):
-                        y = z + theta * (offsets[dj] - u[1]) * (offsets[dj] - u[1])
-                        base = (dk * width + dj) * width
-                        line = cell[base : base + width]
-                        low = np.float32(np.inf)
-                        for d in range(width):
-                            low = min(low, line[d] + along[d])
-                        if low + y < best:
-                            best = low + y
-                            for d in range(width):
-                                if line[d] + along[d] == low:
-                                    where = base + d
-                                    break
+                    extra = theta * (offsets[dk] - z) * (offsets[dk] - z)
+                    here = cell[dk * sheet : (dk + 1) * sheet]
+                    low = np.float32(np.inf)
+                    for d in range(sheet):
+                        low = min(low, here[d] + away[d])
+                    if low + extra < best:
+                        best = low + extra
+                        for d in range(sheet):
+                            if here[d] + away[d] == low:
+                                where = dk * sheet + d
+                                break
                 out[t, j, k, 0] = offsets[where % width]
                 out[t, j, k, 1] = offsets[(where // width) % width]
-                out[t, j, k, 2] = offsets[where // (width * width)]
+                out[t, j, k, 2] = offsets[where // sheet]
 
 
 def cheapest(cost: Floats, centre: Floats, theta: float, half: int) -> Floats:

@@ -8,73 +8,92 @@ from crossmorph.kernels.parallel import Floats, Number, compiled, inlined, over_
 
 Sizes = tuple[int, int, int]
 
-ZERO, REPEAT, OMIT = 0, 1, 2
-"""What a mean takes for the outside: zero, the nearest value, or nothing."""
-
 GENTLE = 0.2
 """Where no one-sided difference is larger, no determinant is below 0.4: the lowest of the 512 extreme matrices."""
 
 
 @compiled
-def smooth_rows(rows: Floats, old: Floats, passes: int, border: int) -> None:
-    """Means of three along the first axis of (N, K), in place; ``old`` (2, K) keeps the rows that change."""
-    last = rows.shape[0] - 1
-    for _ in range(passes):
-        for x in range(last + 1):
-            row, here, before = rows[x], old[x % 2], old[(x + 1) % 2]
-            here[:] = row
-            if 0 < x < last:
-                after = rows[x + 1]
-                for k in range(row.size):
-                    row[k] = np.float32(1 / 3) * (before[k] + here[k] + after[k])
-                continue
-            missing = 1 if last > 0 else 2
-            scale = np.float32(1 / (3 - missing) if border == OMIT else 1 / 3)
-            own = scale * np.float32(1 + missing if border == REPEAT else 1)
-            for k in range(row.size):
-                row[k] *= own
-            if last > 0:
-                other = rows[1] if x == 0 else before
-                for k in range(row.size):
-                    row[k] += scale * other[k]
+def _mirrored(place: int, size: int, repeat: bool) -> tuple[int, Number]:
+    """Where a place outside 0..size-1 takes its value from, and with which sign.
+
+    Means of three that repeat the border are means of the line mirrored at its ends; those that count the outside
+    as zero, of the line mirrored with opposite sign about the first places outside.
+    """
+    if repeat:
+        place %= 2 * size
+        return min(place, 2 * size - 1 - place), np.float32(1)
+    place = (place + 1) % (2 * size + 2)
+    if place % (size + 1) == 0:
+        return 0, np.float32(0)
+    return min(place, 2 * size + 2 - place) - 1, np.float32(1 if place <= size else -1)
 
 
 @compiled
-def _smooth_line(line: Floats, old: Floats, passes: int, border: int) -> None:
-    n = line.size
-    for _ in range(passes):
-        old[1 : n + 1] = line
-        old[0] = line[0] if border == REPEAT else np.float32(0)
-        old[n + 1] = line[n - 1] if border == REPEAT else np.float32(0)
-        for k in range(n):
-            line[k] = (old[k] + old[k + 1] + old[k + 2]) * np.float32(1 / 3)
+def _scaled(values: Floats, factor: Number, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] = factor * values[k]
 
 
 @compiled
-def _smooth_in_plane(first: int, last: int, field: Floats, passes: int, border: int) -> None:
-    rows = np.empty((2, field.shape[3]), np.float32)
-    line = np.empty(field.shape[3] + 2, np.float32)
+def _means(values: Floats, passes: int, spare: Floats) -> Floats:
+    """Means of three rows along the first axis of (N + 2 passes, K); the first N rows of what is returned.
+
+    Both arrays are overwritten.
+    """
+    step = values.shape[1]
+    source, target = values.reshape(-1), spare.reshape(-1)
+    for _ in range(passes):
+        first, second, third = source[: -2 * step], source[step:], source[2 * step :]
+        for k in range(first.size):
+            target[k] = np.float32(1 / 3) * (first[k] + second[k] + third[k])
+        source, target = target, source
+    return source.reshape(values.shape)
+
+
+@compiled
+def _smooth_in_plane(first: int, last: int, field: Floats, passes: int, repeat: bool, out: Floats) -> None:
+    nj, nk = field.shape[2:]
+    wide = np.empty((2, nj, nk + 2 * passes), np.float32)  # a plane with its lines mirrored at both ends
+    tall = np.empty((2, nj + 2 * passes, nk), np.float32)
     for i in range(first, last):
         for c in range(field.shape[0]):
-            smooth_rows(field[c, i], rows, passes, border)
-            for j in range(field.shape[2]):
-                _smooth_line(field[c, i, j], line, passes, border)
+            for j in range(nj):
+                line, row = wide[0, j], field[c, i, j]
+                line[passes : passes + nk] = row
+                for t in range(passes):
+                    for k in (t - passes, nk + t):
+                        source, sign = _mirrored(k, nk, repeat)
+                        line[passes + k] = sign * row[source]
+            single = (nj * (nk + 2 * passes), 1)  # neighbours in memory; what crosses from line to line is cut off
+            along = _means(wide[0].reshape(single), passes, wide[1].reshape(single)).reshape(wide[0].shape)
+            for j in range(-passes, nj + passes):
+                source, sign = _mirrored(j, nj, repeat)
+                _scaled(along[source], sign, tall[0, passes + j])
+            smoothed = _means(tall[0], passes, tall[1])
+            for j in range(nj):
+                out[c, i, j] = smoothed[j]
 
 
 @compiled
-def _smooth_across(first: int, last: int, field: Floats, passes: int, border: int) -> None:
-    rows = np.empty((2, field.shape[3]), np.float32)
+def _smooth_across(first: int, last: int, field: Floats, passes: int, repeat: bool) -> None:
+    ni = field.shape[1]
+    rows = np.empty((2, ni + 2 * passes, field.shape[3]), np.float32)
     for j in range(first, last):
         for c in range(field.shape[0]):
-            smooth_rows(field[c, :, j], rows, passes, border)
+            for i in range(-passes, ni + passes):
+                source, sign = _mirrored(i, ni, repeat)
+                _scaled(field[c, source, j], sign, rows[0, passes + i])
+            smoothed = _means(rows[0], passes, rows[1])
+            for i in range(ni):
+                field[c, i, j] = smoothed[i]
 
 
 def smooth(field: Floats, passes: int, repeat: bool) -> Floats:
     """``passes`` 3^3 means of each component; a new (C, I, J, K) array."""
-    out = np.array(field, np.float32, order="C")
-    border = REPEAT if repeat else ZERO
-    over_planes(_smooth_in_plane, out.shape[1], out, passes, border)
-    over_planes(_smooth_across, out.shape[2], out, passes, border)
+    field = np.ascontiguousarray(field, np.float32)
+    out = np.empty_like(field)
+    over_planes(_smooth_in_plane, field.shape[1], field, passes, repeat, out)
+    over_planes(_smooth_across, field.shape[2], out, passes, repeat)
     return out
 
 
@@ -127,17 +146,13 @@ def warp(values: Floats, field: Floats, scale: Floats, zeros: bool) -> Floats:
 def _diffusion(first: int, last: int, field: Floats, weights: Floats, gradient: Floats) -> Number:
     """Adds the gradient of sum_a weights[a] * sum (forward difference along a)^2; returns the value."""
     total: Number = 0.0
-    ni, nj, nk = field.shape[1:]
+    ni, nj = field.shape[1:3]
     for c in range(field.shape[0]):
         for i in range(first, last):
             for j in range(nj):
                 here, out = field[c, i, j], gradient[c, i, j]
-                part = np.float32(0)
-                for k in range(nk - 1):
-                    d = here[k + 1] - here[k]
-                    part += weights[2] * d * d
-                    out[k] -= 2 * weights[2] * d
-                    out[k + 1] += 2 * weights[2] * d
+                _pull(here[1:], here[:-1], weights[2], out[1:])
+                part = _pull(here[:-1], here[1:], weights[2], out[:-1])
                 if j > 0:
                     _pull(here, field[c, i, j - 1], weights[1], out)
                 if j < nj - 1:
@@ -156,9 +171,9 @@ def _pull(here: Floats, there: Floats, weight: Number, gradient: Floats) -> Numb
     total = np.float32(0)
     for k in range(here.size):
         d = here[k] - there[k]
-        total += weight * d * d
-        gradient[k] += 2 * weight * d
-    return total
+        total += d * d
+        gradient[k] += np.float32(2) * weight * d
+    return weight * total
 
 
 def diffusion(field: Floats, weight: float, gradient: Floats) -> float:
@@ -168,11 +183,34 @@ def diffusion(field: Floats, weight: float, gradient: Floats) -> float:
     return float(sum(over_planes(_diffusion, field.shape[1], field, weights, gradient)))
 
 
+@compiled
+def _rise(here: Floats, there: Floats, largest: Floats) -> None:
+    for k in range(largest.size):
+        largest[k] = max(largest[k], abs(here[k] - there[k]))
+
+
+@compiled
+def _steepest(field: Floats, i: int, j: int, out: Floats) -> None:
+    """The largest one-sided difference of any component at each voxel of the line (i, j)."""
+    out[:] = 0.0
+    for c in range(3):
+        here = field[c, i, j]
+        _rise(here[1:], here, out[1:])
+        _rise(here, here[1:], out[:-1])
+        if i > 0:
+            _rise(here, field[c, i - 1, j], out)
+        if i < field.shape[1] - 1:
+            _rise(here, field[c, i + 1, j], out)
+        if j > 0:
+            _rise(here, field[c, i, j - 1], out)
+        if j < field.shape[2] - 1:
+            _rise(here, field[c, i, j + 1], out)
+
+
 @inlined
-def _differences(field: Floats, i: int, j: int, k: int, out: Floats) -> Number:
-    """One-sided differences of the field (axis, side, component), zero at the ends; returns the largest."""
+def _differences(field: Floats, i: int, j: int, k: int, out: Floats) -> None:
+    """One-sided differences of the field (axis, side, component), zero at the ends."""
     ni, nj, nk = field.shape[1:]
-    largest = np.float32(0)
     for c in range(3):
         here, zero = field[c, i, j, k], np.float32(0)
         out[0, 0, c] = here - field[c, i - 1, j, k] if i > 0 else zero
@@ -181,10 +219,6 @@ def _differences(field: Floats, i: int, j: int, k: int, out: Floats) -> Number:
         out[1, 1, c] = field[c, i, j + 1, k] - here if j < nj - 1 else zero
         out[2, 0, c] = here - field[c, i, j, k - 1] if k > 0 else zero
         out[2, 1, c] = field[c, i, j, k + 1] - here if k < nk - 1 else zero
-        for axis in range(3):
-            for side in range(2):
-                largest = max(largest, abs(out[axis, side, c]))
-    return largest
 
 
 @inlined
@@ -204,12 +238,15 @@ def _folding(
     ni, nj, nk = field.shape[1:]
     halo = np.zeros((3, 2, nj, nk), np.float32)
     e = np.empty((3, 2, 3), np.float32)
+    steepest = np.empty(nk, np.float32)
     total = 0.0
     for i in range(first, last):
         for j in range(nj):
+            _steepest(field, i, j, steepest)
             for k in range(nk):
-                if _differences(field, i, j, k, e) < np.float32(GENTLE):
+                if steepest[k] < np.float32(GENTLE):
                     continue
+                _differences(field, i, j, k, e)
                 for axis in range(3):
                     e[axis, :, axis] += 1
                 for corner in range(8):

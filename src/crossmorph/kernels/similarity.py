@@ -6,13 +6,16 @@ import numpy as np
 
 from crossmorph.kernels.parallel import Flags, Floats, Number, add, compiled, over_planes
 
+LANES = 16
+"""Descriptors have a multiple of this many channels here; those that are not there are zero."""
+
 
 @compiled
-def _cell(place: Number, size: int) -> tuple[int, int, Number]:
-    """The two voxels around a coordinate clamped to the volume, and the weight of the second."""
+def _cell(place: Number, size: int) -> tuple[int, Number]:
+    """The lower one of the two voxels around a coordinate clamped to the volume, and the weight of the other."""
     place = min(max(place, np.float32(0)), np.float32(size - 1))
     low = max(min(int(place), size - 2), 0)
-    return low, min(low + 1, size - 1), np.float32(place - np.float32(low))
+    return low, np.float32(place - np.float32(low))
 
 
 @compiled
@@ -22,20 +25,13 @@ def _beyond(x: Number, y: Number, z: Number, ni: int, nj: int, nk: int) -> bool 
 
 
 @compiled
-def _seen(valid: Flags, x0: int, y0: int, z0: int, x1: int, y1: int, z1: int) -> bool:
-    """All eight corners are valid."""
-    low: bool = valid[x0, y0, z0] and valid[x0, y0, z1] and valid[x0, y1, z0] and valid[x0, y1, z1]
-    return low and valid[x1, y0, z0] and valid[x1, y0, z1] and valid[x1, y1, z0] and valid[x1, y1, z1]
-
-
-@compiled
 def _ssd(
     first: int,
     last: int,
     fixed: Floats,
     moving: Floats,
     fixed_weight: Floats,
-    moving_valid: Flags,
+    moving_cells: Flags,
     field: Floats,
     scale: Floats,
     zeros: bool,
@@ -45,42 +41,52 @@ def _ssd(
     """sum_p w(p) |moving(p + u) - fixed(p)|^2; the gradient with respect to u is added, times ``factor``."""
     ni, nj, nk, channels = moving.shape
     one = np.float32(1)
+    f, m = fixed.reshape(-1), moving.reshape(-1)
+    depth = np.uint64(channels)  # unsigned: signed offsets are checked for wrapping, which keeps vectors away
+    row, plane = depth * np.uint64(nk), depth * np.uint64(nk * nj)
+    di = plane if ni > 1 else np.uint64(0)
+    dj = row if nj > 1 else np.uint64(0)
+    dk = depth if nk > 1 else np.uint64(0)
     total: Number = 0.0
     for i in range(first, last):
-        for j in range(field.shape[2]):
+        for j in range(nj):
             part = np.float32(0)
-            for k in range(field.shape[3]):
+            for k in range(nk):
                 weight = fixed_weight[i, j, k]
                 if weight == 0:
                     continue
                 x = i + field[0, i, j, k] * scale[0]
                 y = j + field[1, i, j, k] * scale[1]
                 z = k + field[2, i, j, k] * scale[2]
-                f = fixed[i, j, k]
                 if _beyond(x, y, z, ni, nj, nk):
                     if zeros:
                         pull = gradient[:, i, j, k]
-                        part += weight * _outside(moving, f, x, y, z, factor * weight, scale, pull)
+                        part += weight * _outside(moving, fixed[i, j, k], x, y, z, factor * weight, scale, pull)
                     continue
-                x0, x1, fx = _cell(x, ni)
-                y0, y1, fy = _cell(y, nj)
-                z0, z1, fz = _cell(z, nk)
-                if not _seen(moving_valid, x0, y0, z0, x1, y1, z1):
+                x0, fx = _cell(x, ni)
+                y0, fy = _cell(y, nj)
+                z0, fz = _cell(z, nk)
+                if not moving_cells[x0, y0, z0]:
                     continue
-                a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
-                e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
+                here = np.uint64(i) * plane + np.uint64(j) * row + np.uint64(k) * depth
+                there = np.uint64(x0) * plane + np.uint64(y0) * row + np.uint64(z0) * depth
                 sx, sy, sz, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-                for n in range(channels):
-                    ab, cd = a[n] + (b[n] - a[n]) * fz, c[n] + (d[n] - c[n]) * fz
-                    eg, hq = e[n] + (g[n] - e[n]) * fz, h[n] + (q[n] - h[n]) * fz
-                    low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
-                    r = low + (high - low) * fx - f[n]
-                    s += r * r
-                    sx += r * (high - low)
-                    sy += r * ((cd - ab) * (one - fx) + (hq - eg) * fx)
-                    near = (b[n] - a[n]) * (one - fy) + (d[n] - c[n]) * fy
-                    far = (g[n] - e[n]) * (one - fy) + (q[n] - h[n]) * fy
-                    sz += r * (near * (one - fx) + far * fx)
+                for block in range(0, channels, LANES):
+                    for lane in range(LANES):
+                        n = np.uint64(block + lane)
+                        a, b = m[there + n], m[there + dk + n]
+                        c, d = m[there + dj + n], m[there + dj + dk + n]
+                        e, g = m[there + di + n], m[there + di + dk + n]
+                        h, q = m[there + di + dj + n], m[there + di + dj + dk + n]
+                        ab, cd, eg, hq = a + (b - a) * fz, c + (d - c) * fz, e + (g - e) * fz, h + (q - h) * fz
+                        low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
+                        r = low + (high - low) * fx - f[here + n]
+                        s += r * r
+                        sx += r * (high - low)
+                        sy += r * ((cd - ab) * (one - fx) + (hq - eg) * fx)
+                        near = (b - a) * (one - fy) + (d - c) * fy
+                        far = (g - e) * (one - fy) + (q - h) * fy
+                        sz += r * (near * (one - fx) + far * fx)
                 part += weight * s
                 twice = np.float32(2) * factor * weight
                 gradient[0, i, j, k] += twice * sx * scale[0]
@@ -124,22 +130,25 @@ def ssd(
     fixed: Floats,
     moving: Floats,
     fixed_weight: Floats,
-    moving_valid: Flags,
+    moving_cells: Flags,
     field: Floats,
     scale: Floats,
     zeros: bool,
     factor: float,
     gradient: Floats,
 ) -> float:
-    """See ``optimise.terms.DescriptorSSD``; arrays (I, J, K, C), field and gradient (3, I, J, K)."""
-    arrays = (fixed, moving, fixed_weight, moving_valid, field)
+    """See ``optimise.terms.DescriptorSSD``; arrays (I, J, K, C), field and gradient (3, I, J, K).
+
+    ``moving_cells`` (I, J, K): whether a voxel and its upper neighbours are all valid.
+    """
+    arrays = (fixed, moving, fixed_weight, moving_cells, field)
     parts = over_planes(_ssd, field.shape[1], *arrays, scale, zeros, np.float32(factor), gradient)
     return float(factor * sum(parts))
 
 
 @compiled
 def _sample(
-    first: int, last: int, moving: Floats, moving_valid: Flags, field: Floats, out: Floats, slope: Floats
+    first: int, last: int, moving: Floats, moving_cells: Flags, field: Floats, out: Floats, slope: Floats
 ) -> None:
     """out = moving(p + u) and slope (3, I, J, K), its derivative; the slope is zero where moving is not valid."""
     ni, nj, nk = moving.shape
@@ -148,14 +157,15 @@ def _sample(
         for j in range(field.shape[2]):
             for k in range(field.shape[3]):
                 x, y, z = i + field[0, i, j, k], j + field[1, i, j, k], k + field[2, i, j, k]
-                x0, x1, fx = _cell(x, ni)
-                y0, y1, fy = _cell(y, nj)
-                z0, z1, fz = _cell(z, nk)
+                x0, fx = _cell(x, ni)
+                y0, fy = _cell(y, nj)
+                z0, fz = _cell(z, nk)
+                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
                 a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
                 e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
                 ab, cd, eg, hq = a + (b - a) * fz, c + (d - c) * fz, e + (g - e) * fz, h + (q - h) * fz
                 low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
-                seen = not _beyond(x, y, z, ni, nj, nk) and _seen(moving_valid, x0, y0, z0, x1, y1, z1)
+                seen = not _beyond(x, y, z, ni, nj, nk) and moving_cells[x0, y0, z0]
                 out[i, j, k] = low + (high - low) * fx
                 keep = one if seen else np.float32(0)
                 slope[0, i, j, k] = keep * (high - low)
@@ -283,7 +293,7 @@ def lncc(
     fixed: Floats,
     moving: Floats,
     weight: Floats,
-    moving_valid: Flags,
+    moving_cells: Flags,
     field: Floats,
     radius: int,
     noise: float,
@@ -295,7 +305,7 @@ def lncc(
     slope = np.empty_like(field)
     coefficients = np.empty_like(field)
     planes = fixed.shape[0]
-    over_planes(_sample, planes, moving, moving_valid, field, moved, slope)
+    over_planes(_sample, planes, moving, moving_cells, field, moved, slope)
     parts = over_planes(_correlation, planes, fixed, moved, weight, radius, np.float32(noise), coefficients)
     over_planes(
         _correlation_gradient, planes, fixed, moved, coefficients, radius, np.float32(factor), slope, gradient

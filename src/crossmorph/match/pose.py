@@ -40,9 +40,9 @@ class Cells:
 
 def cells(view: View) -> Cells:
     """MIND-SSC of radius 1 and dilation 1, averaged over ``POOL``^3 voxels."""
-    features = F.avg_pool3d(mind_ssc(view.values, 1, 1)[None], POOL)[0]
+    features = mind_ssc(view.values, 1, 1, POOL)
     valid, body = (F.avg_pool3d(mask[None, None].float(), POOL)[0, 0] for mask in (view.valid, view.weight))
-    return Cells(features.contiguous(memory_format=torch.preserve_format), valid > 0.5, body > 0.3)
+    return Cells(features, valid > 0.5, body > 0.3)
 
 
 @dataclass(frozen=True)

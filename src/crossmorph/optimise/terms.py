@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 
 from crossmorph.resample import sample
 
@@ -120,11 +121,6 @@ class DescriptorSSD:
     moving_valid: torch.Tensor
     reproduce: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("fixed", "moving"):  # channels last in memory
-            lasting = getattr(self, name).permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
-            object.__setattr__(self, name, lasting)
-
     @property
     def scale(self) -> torch.Tensor:
         """(3,): factor on displacements; 1 unless the released mismatch is reproduced."""
@@ -137,12 +133,13 @@ class DescriptorSSD:
             return with_gradient(self.value, field)
         from crossmorph.kernels import similarity
 
+        fixed, moving = self._lasting
         gradient = np.zeros(field.shape, np.float32)
         value = similarity.ssd(
-            self.fixed.permute(1, 2, 3, 0).numpy(),
-            self.moving.permute(1, 2, 3, 0).numpy(),
+            fixed,
+            moving,
             self.fixed_valid.float().numpy(),
-            (self.moving_valid | self.reproduce).numpy(),
+            self._moving_cells.numpy(),
             field.contiguous().numpy(),
             self.scale.numpy(),
             self.reproduce,
@@ -150,6 +147,18 @@ class DescriptorSSD:
             gradient,
         )
         return value, torch.from_numpy(gradient)
+
+    @cached_property
+    def _lasting(self) -> list[NDArray[np.float32]]:
+        """Both descriptors with their channels last in memory, and enough of those for whole vectors."""
+        from crossmorph.kernels.similarity import LANES
+
+        lasting = [features.permute(1, 2, 3, 0) for features in (self.fixed, self.moving)]
+        return [F.pad(features, (0, -features.shape[-1] % LANES)).contiguous().numpy() for features in lasting]
+
+    @cached_property
+    def _moving_cells(self) -> torch.Tensor:
+        return valid_cells(self.moving_valid | self.reproduce)
 
     def value(self, field: torch.Tensor) -> torch.Tensor:
         """The same value, differentiable, in plain torch."""
@@ -196,7 +205,7 @@ class LocalCorrelation:
             self.fixed[box].contiguous().numpy(),
             self.moving.contiguous().numpy(),
             self.fixed_valid[box].float().numpy(),
-            self.moving_valid.numpy(),
+            self._moving_cells.numpy(),
             part,
             self.radius,
             self.noise,
@@ -206,6 +215,10 @@ class LocalCorrelation:
         whole = torch.zeros_like(field)
         whole[(slice(None), *box)] = torch.from_numpy(gradient)
         return value, whole
+
+    @cached_property
+    def _moving_cells(self) -> torch.Tensor:
+        return valid_cells(self.moving_valid)
 
     @cached_property
     def _box(self) -> tuple[slice, ...]:
@@ -260,6 +273,14 @@ def displaced(field: torch.Tensor, scale: torch.Tensor | None = None) -> torch.T
     identity = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
     step = field.permute(1, 2, 3, 0)
     return identity + (step if scale is None else step * scale.to(step))
+
+
+def valid_cells(valid: torch.Tensor) -> torch.Tensor:
+    """(I, J, K) bool: whether a voxel and its upper neighbours (where they exist) are all valid."""
+    for axis in range(3):
+        above = torch.cat((valid.narrow(axis, 1, valid.shape[axis] - 1), valid.narrow(axis, -1, 1)), axis)
+        valid = valid & above
+    return valid.contiguous()
 
 
 def in_view(places: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

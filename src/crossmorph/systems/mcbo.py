@@ -42,12 +42,16 @@ INFORMATION_GAIN = 0.015
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One image on the working grid: values (I, J, K), where they are valid, and where they matter."""
+    """One image on the working grid: values (I, J, K), where they are valid, and where they matter.
+
+    Its descriptors, once there, are means over blocks of ``base``^3 voxels.
+    """
 
     values: torch.Tensor
     valid: torch.Tensor
     weight: torch.Tensor
     features: torch.Tensor | None = None
+    base: int = 1
 
     def pooled(self, level: int) -> Volume:
         """Blocks of level^3 voxels as one; incomplete blocks at the high faces are dropped, as published."""
@@ -55,7 +59,7 @@ class Volume:
             return self
         masks = torch.stack((self.valid, self.weight)).float()
         valid, weight = _pool(masks, level) > 0.5
-        features = None if self.features is None else _pool(self.features, level)
+        features = None if self.features is None else _pool(self.features, level // self.base)
         return Volume(_pool(self.values[None], level)[0], valid, weight, features)
 
     def warped(self, field: torch.Tensor) -> Volume:
@@ -113,16 +117,19 @@ def _check_size(fixed: Volume, settings: Mcbo) -> None:
 def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
     """The volume with its descriptors, each scaled so that squared differences weigh as they should.
 
-    ``side``: 0 for the fixed, 1 for a moving image.
+    They are kept at the finest resolution from which all levels can be pooled. ``side``: 0 for the fixed, 1 for a
+    moving image.
     """
+    base = math.gcd(*settings.levels, *(stage.level for stage in settings.refine))
     parts = []
     for descriptor in settings.describe:
         if descriptor.name == "mind":
-            features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation)
+            features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation, base)
         else:
-            features = _dot_as_difference(disa_volume(volume.values, volume.valid, descriptor.stride), side)
+            features = disa_volume(volume.values, volume.valid, descriptor.stride)
+            features = _pool(_dot_as_difference(features, side), base)
         parts.append(features if descriptor.weight == 1 else features * math.sqrt(descriptor.weight))
-    return replace(volume, features=parts[0] if len(parts) == 1 else torch.cat(parts))
+    return replace(volume, features=parts[0] if len(parts) == 1 else torch.cat(parts), base=base)
 
 
 def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
@@ -137,6 +144,8 @@ def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
 
 def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
     """(C, I, J, K) average-pooled by ``level``."""
+    if level == 1:
+        return values
     return F.avg_pool3d(values[None], level)[0]
 
 
