@@ -93,14 +93,14 @@ def _distances(
 @compiled
 def _total_spread(
     first: int, last: int, image: Floats, near: Offset, far: Offset, radius: int, scale: float
-) -> float:
+) -> Number:
     """Sum of the mean distances of planes first..last."""
     ni, nj, nk = image.shape
     width = 2 * radius + 1
     ring = np.empty((width, near.shape[0], nj, nk), np.float32)
     lines = np.empty((width, nk + 2 * radius), np.float32)
     line, spread = np.empty((near.shape[0], nk), np.float32), np.empty(nk, np.float32)
-    total = 0.0
+    total: Number = 0.0
     ready = max(first - radius, 0)
     for i in range(first, last):
         newest = min(i + radius, ni - 1)
