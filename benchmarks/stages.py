@@ -1,61 +1,177 @@
-"""Where the time goes: seconds of every stage, from the record.json of crossmorph results.
+"""Where the time goes: every stage of the training-free pipeline at convexAdam's settings, convexAdam, the floor.
 
-python benchmarks/stages.py OUT/runs/*/crossmorph-default/out
+python benchmarks/stages.py FIXED MOVING --threads 2
+
+Both volumes lie on one grid. The floor of a stage is the larger of what it must read and write over the measured
+memory bandwidth, and of its operations over the measured rate of those in a matrix product.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
+from peers import HERE
 from tables import Row, update_section
 from tyro.conf import Positional
+
+GRID, FINE, HALF_WIDTH, STEPS, CHANNELS = 6, 2, 4, 80, 12
+"""convexAdam's released settings: pooling of the search and of Adam, reach of the search, Adam steps."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Print a table of the stages, one column a result."""
+    """Time all stages, one after the other, and print a table."""
 
-    results: Positional[tuple[Path, ...]]
-    """Folders that crossmorph register wrote."""
+    fixed: Positional[Path]
+    """Fixed image."""
+
+    moving: Positional[Path]
+    """Moving image, on the same grid."""
+
+    threads: int = 2
+    """Threads of both programs."""
+
+    rounds: int = 3
+    """The shortest of this many runs counts (convexAdam runs once)."""
+
+    peers_python: Path = HERE / ".venv-peers" / "bin" / "python"
+    """Python that has convexAdam."""
 
     update_readme: str = ""
-    """Section of benchmarks/README.md to replace by the table."""
+    """Section of benchmarks/README.md to replace."""
 
     def run(self) -> None:
-        """Read the records and print."""
+        """Measure and print."""
+        import torch
+
+        from crossmorph import io
         from crossmorph.evaluate.tables import markdown
 
-        text = markdown(table({name_of(folder): read_stages(folder) for folder in self.results}))
+        torch.set_num_threads(self.threads)
+        fixed, moving = (io.read(path) for path in (self.fixed, self.moving))
+        ours, work = measure(fixed, moving, self.rounds)
+        command = [self.peers_python, HERE / "peers/stages_convexadam.py", self.fixed, self.moving]
+        answer = subprocess.run(
+            [*map(str, command), str(self.threads)], capture_output=True, check=True, text=True
+        )
+        text = markdown(table(ours, json.loads(answer.stdout.splitlines()[-1]), floors(work, *machine())))
         print(text)
         if self.update_readme:
-            update_section(Path(__file__).with_name("README.md"), self.update_readme, text)
+            told = (
+                f"`python benchmarks/stages.py FIXED MOVING --threads {self.threads}`, {time.strftime('%Y-%m-%d')}"
+            )
+            shape = " x ".join(map(str, fixed.grid.shape))
+            update_section(HERE / "README.md", self.update_readme, f"{told}, {shape} voxels\n\n{text}")
 
 
-def read_stages(folder: Path) -> dict[str, float]:
-    """Stage to seconds."""
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    return {entry["stage"]: entry["seconds"] for entry in record["stages"]}
+def measure(fixed: Any, moving: Any, rounds: int) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Seconds of each stage of crossmorph, and what each has to do: (bytes, operations)."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    from crossmorph import io
+    from crossmorph.describe.mind import mind_ssc
+    from crossmorph.kernels.convex import cost_slab
+    from crossmorph.match.consistency import inverse_consistent
+    from crossmorph.match.convex import couple
+    from crossmorph.optimise.field import refine, resize
+    from crossmorph.optimise.terms import DescriptorSSD
+    from crossmorph.transform import DisplacementField
+
+    volumes = [image.data[0] for image in (fixed, moving)]
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, call: Callable[[], Any]) -> Any:
+        call()  # compiled, and in the caches
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            result = call()
+            seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - begin)
+        return result
+
+    fine = stage("descriptors", lambda: [mind_ssc(volume, 1, 2, FINE) for volume in volumes])
+    coarse = [F.avg_pool3d(f[None], GRID // FINE)[0] for f in fine]
+    lines = [f.permute(1, 2, 0, 3).contiguous().numpy() for f in coarse]
+    planes = coarse[0].shape[1]
+    seen = torch.ones(coarse[0].shape[1:], dtype=torch.bool).numpy()
+    both = (lines, lines[::-1])
+    costs = stage(
+        "cost volumes",
+        lambda: [
+            torch.from_numpy(cost_slab(f, m, seen, seen, HALF_WIDTH, -1.0, True, 0, planes)) for f, m in both
+        ],
+    )
+    found = stage("coupled convex", lambda: [couple(cost, HALF_WIDTH, True)[-1] for cost in costs])
+    field = stage("inverse consistency", lambda: inverse_consistent(*found, 15, True)[0])
+    shape = fine[0].shape[1:]
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    start = resize(field, shape)
+    data = DescriptorSSD(*fine, everywhere, everywhere, reproduce=True)
+    adam = f"Adam, {STEPS} steps"
+    fitted = stage(adam, lambda: refine(data, start, shape, STEPS, 1.25, 0.0, 1.0, reproduce=True))
+    seconds["whole"] = sum(seconds.values())
+    transform = DisplacementField(fitted * 0 + fixed.grid.spacing.min().item(), fixed.grid.resized(shape))
+    stage("resampling", lambda: transform.apply(moving, like=fixed))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "volume.nii.gz"
+        stage("writing and reading", lambda: (io.write(moving, file), io.read(file)))
+
+    voxels, pooled, cells = volumes[0].numel(), fine[0][0].numel(), coarse[0][0].numel()
+    places = (2 * HALF_WIDTH + 1) ** 3
+    work = {
+        "descriptors": (2 * 4.0 * (voxels + CHANNELS * pooled), 2.0 * voxels * (6 * 2 + CHANNELS * (6 + 3 + 12))),
+        "cost volumes": (2 * 4.0 * cells * (2 * CHANNELS + places), 2.0 * cells * places * (3 * CHANNELS + 12)),
+        "coupled convex": (2 * 4.0 * 7 * cells * places, 2.0 * 7 * cells * places * 2),
+        "inverse consistency": (15 * 4.0 * 4 * 3 * cells, 15.0 * 2 * 3 * cells * 24),
+        adam: (STEPS * 4.0 * pooled * (2 * CHANNELS + 3 * 8), STEPS * 1.0 * pooled * (CHANNELS * 30 + 3 * 60)),
+        "resampling": (2 * 4.0 * voxels, 60.0 * voxels),
+    }
+    return seconds, work
 
 
-def name_of(folder: Path) -> str:
-    """The case, where the folder is one of benchmarks/peers.py (runs/CASE/TOOL/out); else the folder's name."""
-    return folder.parent.parent.name if folder.name == "out" else folder.name
+def machine() -> tuple[float, float]:
+    """Bytes a second of a copy in memory, operations a second of a matrix product."""
+    import torch
+
+    a, b = torch.zeros(40_000_000), torch.ones(40_000_000)
+    square = torch.ones(2048, 2048)
+
+    def shortest(call: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - begin)
+        return min(seconds)
+
+    return 8 * a.numel() / shortest(lambda: a.copy_(b)), 2 * 2048**3 / shortest(lambda: square @ square)
 
 
-def table(results: dict[str, dict[str, float]]) -> list[Row]:
-    """One row a stage in order of first appearance, seconds to two digits, and the sum."""
-    stages = dict.fromkeys(stage for seconds in results.values() for stage in seconds)
-    rows: list[Row] = [
+def floors(work: dict[str, tuple[float, float]], bandwidth: float, rate: float) -> dict[str, float]:
+    """Seconds that a stage takes at least."""
+    return {stage: max(moved / bandwidth, operations / rate) for stage, (moved, operations) in work.items()}
+
+
+def table(ours: dict[str, float], theirs: dict[str, float], least: dict[str, float]) -> list[Row]:
+    """A row a stage: seconds of both programs, their ratio, and the floor."""
+    return [
         {
             "stage": stage,
-            **{name: f"{seconds[stage]:.2f}" for name, seconds in results.items() if stage in seconds},
+            "crossmorph s": f"{seconds:.3f}",
+            "convexAdam s": f"{theirs[stage]:.2f}" if stage in theirs else "",
+            "ratio": f"{theirs[stage] / seconds:.1f}" if stage in theirs else "",
+            "floor s": f"{least[stage]:.3f}" if stage in least else "",
         }
-        for stage in stages
+        for stage, seconds in ours.items()
     ]
-    return [*rows, {"stage": "sum", **{name: f"{sum(seconds.values()):.2f}" for name, seconds in results.items()}}]
 
 
 if __name__ == "__main__":

@@ -287,19 +287,27 @@ def test_readme_has_a_place_for_every_result() -> None:
     assert all(f"{package}==" in wanted for package in peers.PEERS.values())
 
 
-def test_stages_side_by_side(tmp_path: Path) -> None:
-    for case, entries in (("a", {"search": 1.0, "refine": 2.5}), ("b", {"search": 2.0})):
-        out = tmp_path / case / "crossmorph-default" / "out"
-        out.mkdir(parents=True)
-        record = {"stages": [{"stage": name, "seconds": value} for name, value in entries.items()]}
-        (out / "record.json").write_text(json.dumps(record))
-    folders = sorted(tmp_path.glob("*/*/out"))
-    results = {stages.name_of(folder): stages.read_stages(folder) for folder in folders}
-    assert stages.table(results) == [
-        {"stage": "search", "a": "1.00", "b": "2.00"},
-        {"stage": "refine", "a": "2.50"},
-        {"stage": "sum", "a": "3.50", "b": "2.00"},
+def test_stages_beside_their_floors() -> None:
+    least = stages.floors({"search": (1e9, 4e9), "fit": (3e9, 1e9)}, 1e9, 2e9)
+    assert least == {"search": 2.0, "fit": 3.0}
+    assert stages.table({"search": 4.0, "writing": 0.5}, {"search": 50.0}, least) == [
+        {"stage": "search", "crossmorph s": "4.000", "convexAdam s": "50.00", "ratio": "12.5", "floor s": "2.000"},
+        {"stage": "writing", "crossmorph s": "0.500", "convexAdam s": "", "ratio": "", "floor s": ""},
     ]
+
+
+@pytest.mark.slow
+def test_every_stage_is_timed() -> None:
+    import torch
+
+    from crossmorph.image import Image
+    from crossmorph.space import Grid
+
+    values = torch.randn((2, 36, 40, 44), generator=torch.Generator().manual_seed(0))
+    grid = Grid((36, 40, 44), np.eye(4))
+    seconds, work = stages.measure(*(Image(v[None], grid) for v in values), 1)
+    assert set(work) < set(seconds)
+    assert all(value > 0 for value in seconds.values())
 
 
 # -- fusion ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossmorph.kernels.parallel import Flags, Floats, Number, add, compiled, over_planes
+
+Offsets = NDArray[np.int32]
 
 LANES = 16
 """Descriptors have a multiple of this many channels here; those that are not there are zero."""
@@ -25,6 +28,21 @@ def _beyond(x: Number, y: Number, z: Number, ni: int, nj: int, nk: int) -> bool 
 
 
 @compiled
+def _places(
+    first: int, step: int, field: Floats, scale: float, size: int, cells: Offsets, parts: Floats, weights: Floats
+) -> None:
+    """One axis of where the voxels of a line go: ``_cell`` of each; the weight of those outside becomes zero."""
+    last, highest = np.float32(size - 1), np.float32(max(size - 2, 0))
+    for k in range(weights.size):
+        place = np.float32(first + step * k) + field[k] * scale
+        if not 0 <= place <= last:  # nor NaN
+            weights[k] = 0
+        low = min(np.floor(min(max(place, np.float32(0)), last)), highest)
+        cells[k] = np.int32(low)
+        parts[k] = place - low
+
+
+@compiled
 def _ssd(
     first: int,
     last: int,
@@ -41,35 +59,31 @@ def _ssd(
     """sum_p w(p) |moving(p + u) - fixed(p)|^2; the gradient with respect to u is added, times ``factor``."""
     ni, nj, nk, channels = moving.shape
     one = np.float32(1)
-    f, m = fixed.reshape(-1), moving.reshape(-1)
+    f, m, whole = fixed.reshape(-1), moving.reshape(-1), moving_cells.reshape(-1)
     depth = np.uint64(channels)  # unsigned: signed offsets are checked for wrapping, which keeps vectors away
     row, plane = depth * np.uint64(nk), depth * np.uint64(nk * nj)
     di = plane if ni > 1 else np.uint64(0)
     dj = row if nj > 1 else np.uint64(0)
     dk = depth if nk > 1 else np.uint64(0)
+    cells, parts = np.empty((3, nk), np.int32), np.empty((3, nk), np.float32)
+    x0, y0, z0, part_x, part_y, part_z = cells[0], cells[1], cells[2], parts[0], parts[1], parts[2]
+    weights = np.empty(nk, np.float32)
     total: Number = 0.0
     for i in range(first, last):
         for j in range(nj):
+            weights[:] = fixed_weight[i, j]
+            _places(i, 0, field[0, i, j], scale[0], ni, x0, part_x, weights)
+            _places(j, 0, field[1, i, j], scale[1], nj, y0, part_y, weights)
+            _places(0, 1, field[2, i, j], scale[2], nk, z0, part_z, weights)
+            pull_x, pull_y, pull_z = gradient[0, i, j], gradient[1, i, j], gradient[2, i, j]
+            line = np.uint64(i) * plane + np.uint64(j) * row
             part = np.float32(0)
             for k in range(nk):
-                weight = fixed_weight[i, j, k]
-                if weight == 0:
+                weight, voxel = weights[k], np.uint64((x0[k] * nj + y0[k]) * nk + z0[k])
+                if weight == 0 or not whole[voxel]:
                     continue
-                x = i + field[0, i, j, k] * scale[0]
-                y = j + field[1, i, j, k] * scale[1]
-                z = k + field[2, i, j, k] * scale[2]
-                if _beyond(x, y, z, ni, nj, nk):
-                    if zeros:
-                        pull = gradient[:, i, j, k]
-                        part += weight * _outside(moving, fixed[i, j, k], x, y, z, factor * weight, scale, pull)
-                    continue
-                x0, fx = _cell(x, ni)
-                y0, fy = _cell(y, nj)
-                z0, fz = _cell(z, nk)
-                if not moving_cells[x0, y0, z0]:
-                    continue
-                here = np.uint64(i) * plane + np.uint64(j) * row + np.uint64(k) * depth
-                there = np.uint64(x0) * plane + np.uint64(y0) * row + np.uint64(z0) * depth
+                here, there = line + np.uint64(k) * depth, voxel * depth
+                fx, fy, fz = part_x[k], part_y[k], part_z[k]
                 sx, sy, sz, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
                 for block in range(0, channels, LANES):
                     for lane in range(LANES):
@@ -89,9 +103,19 @@ def _ssd(
                         sz += r * (near * (one - fx) + far * fx)
                 part += weight * s
                 twice = np.float32(2) * factor * weight
-                gradient[0, i, j, k] += twice * sx * scale[0]
-                gradient[1, i, j, k] += twice * sy * scale[1]
-                gradient[2, i, j, k] += twice * sz * scale[2]
+                pull_x[k] += twice * sx * scale[0]
+                pull_y[k] += twice * sy * scale[1]
+                pull_z[k] += twice * sz * scale[2]
+            if zeros:
+                for k in range(nk):
+                    weight = fixed_weight[i, j, k]
+                    if weight != weights[k]:
+                        place_x = i + field[0, i, j, k] * scale[0]
+                        place_y = j + field[1, i, j, k] * scale[1]
+                        place_z = k + field[2, i, j, k] * scale[2]
+                        pull, strength = gradient[:, i, j, k], factor * weight
+                        target = fixed[i, j, k]
+                        part += weight * _outside(moving, target, place_x, place_y, place_z, strength, scale, pull)
             total += part
     return total
 

@@ -63,7 +63,7 @@ def coupled_convex(
     for start in range(0, planes, thickness):
         stop = min(start + thickness, planes)
         low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
-        iterates = _couple(cost(low, high), half_width, reproduce)
+        iterates = couple(cost(low, high), half_width, reproduce)
         field = sum(iterates[1:], iterates[0]) / len(iterates) if balanced else iterates[-1]
         result[:, start:stop] = field[:, start - low : stop - low]
     return result
@@ -96,7 +96,7 @@ def _cost(
     return compiled
 
 
-def _couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Tensor]:
+def couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Tensor]:
     """The six kept fields of one slab, each (3, T, J, K)."""
     field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
     pick = _cheapest_reference if cost.is_cuda else _cheapest
