@@ -14,31 +14,22 @@ LANES = 16
 
 
 @compiled
-def _cell(place: Number, size: int) -> tuple[int, Number]:
-    """The lower one of the two voxels around a coordinate clamped to the volume, and the weight of the other."""
-    place = min(max(place, np.float32(0)), np.float32(size - 1))
-    low = max(min(int(place), size - 2), 0)
-    return low, np.float32(place - np.float32(low))
-
-
-@compiled
-def _beyond(x: Number, y: Number, z: Number, ni: int, nj: int, nk: int) -> bool | np.bool_:
-    """Outside the box of the voxel centres."""
-    return x < 0 or y < 0 or z < 0 or x > ni - 1 or y > nj - 1 or z > nk - 1
-
-
-@compiled
 def _places(
-    first: int, step: int, field: Floats, scale: float, size: int, cells: Offsets, parts: Floats, weights: Floats
+    first: int, step: int, field: Floats, scale: Number, size: int, cells: Offsets, parts: Floats, weights: Floats
 ) -> None:
-    """One axis of where the voxels of a line go: ``_cell`` of each; the weight of those outside becomes zero."""
+    """One axis of where the voxels of a line go, clamped to the volume.
+
+    The lower one of the two voxels around each place -> cells, the weight of the other (NaN for NaN) -> parts. The
+    weight of voxels that go outside becomes zero.
+    """
     last, highest = np.float32(size - 1), np.float32(max(size - 2, 0))
     for k in range(weights.size):
         place = np.float32(first + step * k) + field[k] * scale
         if not 0 <= place <= last:  # nor NaN
             weights[k] = 0
-        low = min(np.floor(min(max(place, np.float32(0)), last)), highest)
-        cells[k] = np.int32(low)
+        place = min(max(place, np.float32(0)), last)
+        low = min(np.floor(place), highest)
+        cells[k] = np.int32(low if low > 0 else 0)
         parts[k] = place - low
 
 
@@ -176,26 +167,35 @@ def _sample(
 ) -> None:
     """out = moving(p + u) and slope (3, I, J, K), its derivative; the slope is zero where moving is not valid."""
     ni, nj, nk = moving.shape
+    lines = field.shape[3]
     one = np.float32(1)
+    m, whole = moving.reshape(-1), moving_cells.reshape(-1)
+    di = np.uint64(nj * nk if ni > 1 else 0)
+    dj = np.uint64(nk if nj > 1 else 0)
+    dk = np.uint64(1 if nk > 1 else 0)
+    cells, parts = np.empty((3, lines), np.int32), np.empty((3, lines), np.float32)
+    x0, y0, z0, part_x, part_y, part_z = cells[0], cells[1], cells[2], parts[0], parts[1], parts[2]
+    inside = np.empty(lines, np.float32)
     for i in range(first, last):
         for j in range(field.shape[2]):
-            for k in range(field.shape[3]):
-                x, y, z = i + field[0, i, j, k], j + field[1, i, j, k], k + field[2, i, j, k]
-                x0, fx = _cell(x, ni)
-                y0, fy = _cell(y, nj)
-                z0, fz = _cell(z, nk)
-                x1, y1, z1 = min(x0 + 1, ni - 1), min(y0 + 1, nj - 1), min(z0 + 1, nk - 1)
-                a, b, c, d = moving[x0, y0, z0], moving[x0, y0, z1], moving[x0, y1, z0], moving[x0, y1, z1]
-                e, g, h, q = moving[x1, y0, z0], moving[x1, y0, z1], moving[x1, y1, z0], moving[x1, y1, z1]
+            inside[:] = 1
+            _places(i, 0, field[0, i, j], one, ni, x0, part_x, inside)
+            _places(j, 0, field[1, i, j], one, nj, y0, part_y, inside)
+            _places(0, 1, field[2, i, j], one, nk, z0, part_z, inside)
+            value, slope_x, slope_y, slope_z = out[i, j], slope[0, i, j], slope[1, i, j], slope[2, i, j]
+            for k in range(lines):
+                fx, fy, fz = part_x[k], part_y[k], part_z[k]
+                n = np.uint64((x0[k] * nj + y0[k]) * nk + z0[k])
+                a, b, c, d = m[n], m[n + dk], m[n + dj], m[n + dj + dk]
+                e, g, h, q = m[n + di], m[n + di + dk], m[n + di + dj], m[n + di + dj + dk]
                 ab, cd, eg, hq = a + (b - a) * fz, c + (d - c) * fz, e + (g - e) * fz, h + (q - h) * fz
                 low, high = ab + (cd - ab) * fy, eg + (hq - eg) * fy
-                seen = not _beyond(x, y, z, ni, nj, nk) and moving_cells[x0, y0, z0]
-                out[i, j, k] = low + (high - low) * fx
-                keep = one if seen else np.float32(0)
-                slope[0, i, j, k] = keep * (high - low)
-                slope[1, i, j, k] = keep * ((cd - ab) * (one - fx) + (hq - eg) * fx)
+                keep = inside[k] * np.float32(whole[n])
                 near, far = (b - a) * (one - fy) + (d - c) * fy, (g - e) * (one - fy) + (q - h) * fy
-                slope[2, i, j, k] = keep * (near * (one - fx) + far * fx)
+                value[k] = low + (high - low) * fx
+                slope_x[k] = keep * (high - low)
+                slope_y[k] = keep * ((cd - ab) * (one - fx) + (hq - eg) * fx)
+                slope_z[k] = keep * (near * (one - fx) + far * fx)
 
 
 @compiled
