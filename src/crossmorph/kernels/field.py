@@ -8,8 +8,8 @@ from crossmorph.kernels.parallel import Floats, Number, compiled, inlined, over_
 
 Sizes = tuple[int, int, int]
 
-GENTLE = 0.2
-"""Where no one-sided difference is larger, no determinant is below 0.4: the lowest of the 512 extreme matrices."""
+ROUNDING = np.float32(1e-4)
+"""Determinants that are nearer to the floor than this are computed once more, for themselves."""
 
 
 @compiled
@@ -184,41 +184,42 @@ def diffusion(field: Floats, weight: float, gradient: Floats) -> float:
 
 
 @compiled
-def _rise(here: Floats, there: Floats, largest: Floats) -> None:
-    for k in range(largest.size):
-        largest[k] = max(largest[k], abs(here[k] - there[k]))
+def _step(here: Floats, there: Floats, own: Number, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] = own + there[k] - here[k]
 
 
 @compiled
-def _steepest(field: Floats, i: int, j: int, out: Floats) -> None:
-    """The largest one-sided difference of any component at each voxel of the line (i, j)."""
-    out[:] = 0.0
+def _columns(field: Floats, i: int, j: int, out: Floats) -> None:
+    """Columns of the one-sided Jacobians of x + u(x) along the line (i, j): (axis, side, component, K).
+
+    At the ends of the volume, where there is no neighbour, those of no displacement.
+    """
+    ni, nj = field.shape[1:3]
     for c in range(3):
         here = field[c, i, j]
-        _rise(here[1:], here, out[1:])
-        _rise(here, here[1:], out[:-1])
-        if i > 0:
-            _rise(here, field[c, i - 1, j], out)
-        if i < field.shape[1] - 1:
-            _rise(here, field[c, i + 1, j], out)
-        if j > 0:
-            _rise(here, field[c, i, j - 1], out)
-        if j < field.shape[2] - 1:
-            _rise(here, field[c, i, j + 1], out)
+        own = (np.float32(c == 0), np.float32(c == 1), np.float32(c == 2))
+        _step(field[c, max(i - 1, 0), j], here, own[0], out[0, 0, c])
+        _step(here, field[c, min(i + 1, ni - 1), j], own[0], out[0, 1, c])
+        _step(field[c, i, max(j - 1, 0)], here, own[1], out[1, 0, c])
+        _step(here, field[c, i, min(j + 1, nj - 1)], own[1], out[1, 1, c])
+        out[2, :, c] = own[2]
+        _step(here[:-1], here[1:], own[2], out[2, 0, c, 1:])
+        _step(here[:-1], here[1:], own[2], out[2, 1, c, :-1])
 
 
-@inlined
-def _differences(field: Floats, i: int, j: int, k: int, out: Floats) -> None:
-    """One-sided differences of the field (axis, side, component), zero at the ends."""
-    ni, nj, nk = field.shape[1:]
-    for c in range(3):
-        here, zero = field[c, i, j, k], np.float32(0)
-        out[0, 0, c] = here - field[c, i - 1, j, k] if i > 0 else zero
-        out[0, 1, c] = field[c, i + 1, j, k] - here if i < ni - 1 else zero
-        out[1, 0, c] = here - field[c, i, j - 1, k] if j > 0 else zero
-        out[1, 1, c] = field[c, i, j + 1, k] - here if j < nj - 1 else zero
-        out[2, 0, c] = here - field[c, i, j, k - 1] if k > 0 else zero
-        out[2, 1, c] = field[c, i, j, k + 1] - here if k < nk - 1 else zero
+@compiled
+def _lowest(columns: Floats, out: Floats) -> None:
+    """The smallest of the eight one-sided determinants at each voxel of a line."""
+    out[:] = np.inf
+    for corner in range(8):
+        x, y, z = columns[0, corner & 1], columns[1, (corner >> 1) & 1], columns[2, corner >> 2]
+        x0, x1, x2, y0, y1, y2, z0, z1, z2 = x[0], x[1], x[2], y[0], y[1], y[2], z[0], z[1], z[2]
+        for k in range(out.size):
+            first = x0[k] * (y1[k] * z2[k] - y2[k] * z1[k])
+            second = x1[k] * (y2[k] * z0[k] - y0[k] * z2[k])
+            third = x2[k] * (y0[k] * z1[k] - y1[k] * z0[k])
+            out[k] = min(out[k], first + second + third)
 
 
 @inlined
@@ -237,18 +238,17 @@ def _folding(
     """
     ni, nj, nk = field.shape[1:]
     halo = np.zeros((3, 2, nj, nk), np.float32)
-    e = np.empty((3, 2, 3), np.float32)
-    steepest = np.empty(nk, np.float32)
+    columns = np.empty((3, 2, 3, nk), np.float32)
+    lowest = np.empty(nk, np.float32)
     total = 0.0
     for i in range(first, last):
         for j in range(nj):
-            _steepest(field, i, j, steepest)
+            _columns(field, i, j, columns)
+            _lowest(columns, lowest)
             for k in range(nk):
-                if steepest[k] < np.float32(GENTLE):
+                if lowest[k] > floor + ROUNDING:
                     continue
-                _differences(field, i, j, k, e)
-                for axis in range(3):
-                    e[axis, :, axis] += 1
+                e = columns[:, :, :, k]
                 for corner in range(8):
                     a, b, c = corner & 1, (corner >> 1) & 1, corner >> 2
                     si, sj, sk = 2 * a - 1, 2 * b - 1, 2 * c - 1
@@ -275,7 +275,7 @@ def _folding(
 
 
 def folding(field: Floats, floor: float, weight: float, gradient: Floats) -> float:
-    """weight * ``optimise.terms.folding``, floor at most 0.4; its gradient is added to ``gradient``."""
+    """weight * ``optimise.terms.folding``; its gradient is added to ``gradient``."""
     corners = 8.0 * np.prod([max(n - 1, 1) for n in field.shape[1:]])
     scale = weight / corners
     planes = field.shape[1]
