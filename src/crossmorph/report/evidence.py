@@ -123,9 +123,11 @@ def read_evidence(
 def _record(out: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((out / RECORD).read_text())
-        record["inputs"]["fixed"]["name"], record["inputs"]["moving"][0]["name"], record["scores"], record["choices"]
+        for image in (record["inputs"]["fixed"], *record["inputs"]["moving"]):
+            image["name"], image["file"], image["sha256"]
+        record["verdict"]["status"], record["scores"], record["choices"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{out} is no folder of a result: it has no {RECORD} that can be read ({error})") from None
+        raise InputError(f"{out} is no folder of a result: no {RECORD} there can be read ({error})") from None
     return record
 
 
@@ -133,7 +135,7 @@ def _input(entry: dict[str, Any], given: str | Path | None, out: Path) -> Image:
     path = given or entry["file"]
     advice = "say where it is now with --fixed and --moving"
     if path is None:
-        raise InputError(f"{entry['name']} of {out} came from memory, not from a file; {advice}, or save its report")
+        raise InputError(f"{entry['name']} of {out} came from memory, not from a file; {advice}")
     if not Path(path).is_file():
         raise InputError(f"{path}, from which {out} was made, is not there any more; {advice}")
     if entry["sha256"] not in (None, file_hash(Path(path))):

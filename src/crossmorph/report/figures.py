@@ -68,9 +68,9 @@ def planes(fixed: Image, center_mm: ArrayLike | None = None) -> list[Plane]:
     for name, across, up in (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2)):
         through = 3 - across - up
         shape = np.maximum(np.round((high - low) / pixel).astype(int), 1)
-        middle = (low + high) / 2
-        shape[through], middle[through] = 1, center[through]
-        found.append(Plane(name, across, up, Grid.from_spacing(shape.tolist(), pixel, middle)))
+        place = (low + high) / 2
+        shape[through], place[through] = 1, center[through]
+        found.append(Plane(name, across, up, Grid.from_spacing(shape.tolist(), pixel, place)))
     return found
 
 

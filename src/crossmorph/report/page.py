@@ -23,6 +23,9 @@ REPORT = "report.html"
 STEP_MM = 0.01
 """Displacements are stored as whole numbers of this, at most 327 mm long."""
 
+MAX_POINTS = 20_000
+"""Landmarks that are drawn."""
+
 
 def write_report(evidence: Evidence, path: str | Path) -> Path:
     """Write the page, which shows everything in ``evidence`` and names no file.
@@ -71,7 +74,8 @@ def _data(evidence: Evidence, volumes: Shown) -> str:
     """What the script needs, as JSON that is safe inside a page."""
     steps = None
     if volumes.displacement is not None:
-        steps = packed(np.clip(np.round(np.moveaxis(volumes.displacement, 0, -1) / STEP_MM), -32767, 32767).astype(np.int16))
+        whole = np.round(np.moveaxis(volumes.displacement, 0, -1) / STEP_MM)
+        steps = packed(np.clip(whole, -32767, 32767).astype(np.int16))
     confidence, largest = None, 0.0
     if volumes.confidence_mm is not None:
         largest = float(np.nanmax(volumes.confidence_mm, initial=1e-3))
@@ -110,7 +114,7 @@ def _points(evidence: Evidence) -> list[list[list[float]]] | None:
     """Landmarks in the fixed space: fixed, moving before, moving after."""
     if evidence.points is None:
         return None
-    fixed, moving = (points.xyz for points in evidence.points)
+    fixed, moving = (points.xyz[:MAX_POINTS] for points in evidence.points)
     places = fixed, evidence.initial.inverse()(moving), evidence.inverse(moving)
     return [place.round(decimals=2).tolist() for place in places]
 

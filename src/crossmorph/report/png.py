@@ -6,6 +6,7 @@ import base64
 import gzip
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def picture(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
 
 
-def packed(values: NDArray[np.integer]) -> str:  # type: ignore[type-arg]  # of any width
+def packed(values: NDArray[np.integer[Any]]) -> str:
     """The little-endian bytes of an array, gzipped, as base64. The first axis runs fastest."""
     flat = np.asarray(values).astype(values.dtype.newbyteorder("<")).tobytes(order="F")
     return base64.b64encode(gzip.compress(flat, 6, mtime=0)).decode()

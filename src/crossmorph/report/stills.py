@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +35,18 @@ def stills(volumes: Shown) -> list[Still]:
     """The pictures that tell most: before and after, checkerboard, and what the transform does."""
     first = volumes.movings[0]
     rows = [
-        _row(volumes, "Before: fixed green, moving magenta; grey where both are equally bright",
-             lambda f, n: _colours(f, _slice(first.before, volumes, n))),
-        _row(volumes, "After: fixed green, moving magenta", lambda f, n: _colours(f, _slice(first.after, volumes, n))),
-        _row(volumes, "After, checkerboard of both", lambda f, n: _checked(f, _slice(first.after, volumes, n))),
-    ]  # fmt: skip
+        _row(
+            volumes,
+            "Before: fixed green, moving magenta; grey where both are equally bright",
+            first.before,
+            _colours,
+        ),
+        _row(volumes, "After: fixed green, moving magenta", first.after, _colours),
+        _row(volumes, "After, checkerboard of both", first.after, _checked),
+    ]
     if volumes.displacement is not None:
-        codes = _fine(volumes.jacobian, volumes)
-        rows.append(
-            _row(volumes, "Volume change: purple grows from fixed to moving, orange shrinks, cyan folds",
-                 lambda f, n: _growth(f, _slice(codes, volumes, n)))
-        )  # fmt: skip
+        caption = "Volume change: purple grows from fixed to moving, orange shrinks, cyan folds"
+        rows.append(_row(volumes, caption, _fine(volumes.jacobian, volumes), _growth))
         length = np.linalg.norm(volumes.displacement, axis=0)
         rows.append(_scale(volumes, length, "Displacement without its linear part"))
     if volumes.confidence_mm is not None:
@@ -53,25 +54,29 @@ def stills(volumes: Shown) -> list[Still]:
     return rows
 
 
-def _row(volumes: Shown, caption: str, paint: Callable[[Bytes, int], Floats]) -> Still:
-    """Axial, coronal and sagittal plane, each painted from the fixed plane and the axis it is cut along."""
-    panels = [paint(_slice(volumes.fixed, volumes, through), through) for through in (2, 1, 0)]
+Paint = Callable[[Any, Any], Floats]
+"""From a plane of the fixed image and one of another volume to colours."""
+
+
+def _row(volumes: Shown, caption: str, other: NDArray[Any], paint: Paint) -> Still:
+    """Axial, coronal and sagittal plane side by side."""
+    panels = [paint(*(_slice(v, volumes, through) for v in (volumes.fixed, other))) for through in (2, 1, 0)]
     height = max(len(panel) for panel in panels)
-    joined: list[Floats] = []
+    joined = []
     for panel in panels:
         above = (height - len(panel)) // 2
-        below = height - len(panel) - above
-        joined += [np.pad(panel, ((above, below), (0, GAP), (0, 0)))]
+        joined.append(np.pad(panel, ((above, height - len(panel) - above), (0, GAP), (0, 0))))
     pixels = np.concatenate(joined, axis=1)[:, :-GAP]
     return Still(caption, picture(pixels.round().astype(np.uint8)))
 
 
-def _slice(volume: NDArray[np.generic], volumes: Shown, through: int) -> NDArray[np.generic]:
+def _slice(volume: NDArray[Any], volumes: Shown, through: int) -> NDArray[Any]:
     """(rows, columns) as seen: patient's right or front on the left, head or front up."""
-    return volume.take(volumes.center[through], through).T[::-1, ::-1]
+    plane: NDArray[Any] = volume.take(volumes.center[through], through)
+    return plane.T[::-1, ::-1]
 
 
-def _fine(volume: NDArray[np.generic], volumes: Shown) -> NDArray[np.generic]:
+def _fine(volume: NDArray[Any], volumes: Shown) -> NDArray[Any]:
     """A volume of the field grid on the image grid, nearest."""
     places = [
         np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int)
@@ -106,15 +111,13 @@ def _growth(fixed: Bytes, codes: Bytes) -> Floats:
 def _scale(volumes: Shown, values: NDArray[np.float32], name: str) -> Still:
     """A length in mm from dark blue (0) to yellow (its largest value)."""
     largest = float(np.nanmax(values, initial=1e-3))
-    fine = _fine(values, volumes)
 
-    def paint(fixed: Bytes, through: int) -> Floats:
-        plane = _slice(fine, volumes, through)
+    def paint(fixed: Bytes, plane: NDArray[np.float32]) -> Floats:
         known = np.isfinite(plane)
         places = np.where(known, plane, 0) * (255 / largest)
         return _over(fixed, table(LENGTH_STOPS)[places.astype(int)].astype(float), known)
 
-    return _row(volumes, f"{name}: dark blue 0, yellow {largest:.1f} mm", paint)
+    return _row(volumes, f"{name}: dark blue 0, yellow {largest:.1f} mm", _fine(values, volumes), paint)
 
 
 def _over(fixed: Bytes, colours: Floats, where: NDArray[np.bool_]) -> Floats:

@@ -158,5 +158,5 @@ def _confidence(image: Image | None, grid: Grid) -> NDArray[np.float32] | None:
 
 
 def _inside(grid: Grid, seen: Grid) -> NDArray[np.bool_]:
-    places: NDArray[np.floating[Any]] = grid.to_world(np.stack(np.indices(grid.shape, np.float64), -1))
+    places: NDArray[np.floating[Any]] = grid.to_world(np.moveaxis(np.indices(grid.shape, np.float64), 0, -1))
     return seen.contains(places)

@@ -56,7 +56,7 @@ def measurements(record: dict[str, Any]) -> list[Row]:
         before, after = ("too little seen" if value is None else f"{value:.3f}" for value in pair.values())
         rows.append(Row(f"Similarity, {name}", f"{before} → {after}", "normalised mutual information, 1 to 2"))
     rows += [
-        Row("Overlap", f"{100 * scores['overlap']:.0f} %", "of the fixed image that sees the moving one afterwards"),
+        Row("Overlap", f"{100 * scores['overlap']:.0f} %", "of the fixed image that sees the moving one after"),
         Row("Moved", _spread(scores["moved_mm"]), "distance from where the start puts a voxel"),
         Row("Displacement", _spread(scores["displacement_mm"]), "the deformable part alone"),
         Row(
