@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from crossmorph.confidence import expected_error
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image
@@ -137,8 +138,16 @@ class Result:
         return judge(self.scores, self.fixed.grid.spacing.tolist())
 
     @cached_property
-    def confidence(self) -> Image | None:
-        return None
+    def confidence(self) -> Image:
+        """Expected error of the transform in mm, on the fixed grid; see ``confidence.expected_error``.
+
+        Of several moving images the one that tells most counts, place by place.
+        """
+        maps = [expected_error(self.fixed_frame, moving, self.transform) for moving in self.moving_frames]
+        known = torch.stack([map_.valid for map_ in maps])
+        errors = torch.stack([map_.data for map_ in maps]).masked_fill(~known[:, None], torch.inf).amin(0)
+        valid = known.any(0)
+        return replace(maps[0], data=errors.masked_fill(~valid, 0.0), valid=valid)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -170,7 +179,7 @@ class Result:
             InputError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
         """
         from crossmorph import io
-        from crossmorph.report.evidence import evidence_of
+        from crossmorph.report.evidence import CONFIDENCE, evidence_of
         from crossmorph.report.page import REPORT, write_report
 
         with self.journal.stage("warp"):
@@ -179,12 +188,15 @@ class Result:
             whole = torch.ones_like(supported)
             validity = Image(supported[None].float(), self.fixed.grid, whole, dtype=np.dtype(np.uint8))
             inverse = self.inverse
+        with self.journal.stage("confidence"):
+            confidence = self.confidence
         with atomic_directory(out, overwrite) as folder:
             with self.journal.stage("write"):
                 for image in warped:
                     name = "warped" if len(warped) == 1 else f"warped_{image.name}"
                     io.write(image, folder / f"{name}.nii.gz")
                 io.write(validity, folder / "validity.nii.gz")
+                io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")
                 io.write_transform(inverse, folder / "inverse.h5")
             record = self.record
@@ -195,6 +207,12 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.fixed.name} <- {', '.join(m.name for m in self.movings)}: {self.verdict})"
+
+
+def _hundredths(errors: Image) -> Image:
+    """Whole hundredths of a mm, which files pack well; NaN where nothing is known."""
+    rounded = (errors.data * 100).round() / 100
+    return replace(errors, data=torch.where(errors.valid, rounded, torch.nan))
 
 
 def _at_most(image: Image, voxels: int) -> Image:
