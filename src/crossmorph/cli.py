@@ -15,6 +15,7 @@ from crossmorph.commands.evaluate import Evaluate
 from crossmorph.commands.info import Info
 from crossmorph.commands.learn2reg import Learn2Reg
 from crossmorph.commands.register import Register
+from crossmorph.commands.report import Report
 from crossmorph.commands.train import Train
 from crossmorph.commands.tune import Tune
 from crossmorph.errors import InputError
@@ -22,6 +23,7 @@ from crossmorph.errors import InputError
 Command = (
     Annotated[Register, subcommand("register")]
     | Annotated[Apply, subcommand("apply")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]

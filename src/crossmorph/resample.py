@@ -277,6 +277,14 @@ def downsample(image: Image, like: Grid) -> Image:
     return replace(drawn, data=data, valid=valid)
 
 
+def blurred_like(image: Image, grid: Grid) -> Image:
+    """The image on a grid of its own as coarse as ``grid``, so that it can be sampled there without aliasing."""
+    spacing = np.maximum(image.grid.spacing, float(grid.spacing.min()))
+    if np.allclose(spacing, image.grid.spacing, rtol=0.3):
+        return image
+    return downsample(image, image.grid.respaced(spacing))
+
+
 def gaussian(data: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
     """Gaussian smoothing of (C, I, J, K) along its three axes, widths in voxels, border values continued."""
     for axis, sigma in enumerate(sigmas, start=1):

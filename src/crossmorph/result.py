@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from crossmorph.confidence import expected_error
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
-from crossmorph.resample import downsample, resample, world_blocks
+from crossmorph.resample import blurred_like, downsample, resample, world_blocks
 from crossmorph.settings import Mcbo, to_dict
 from crossmorph.space import Grid, overlap_fraction
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, folding, jacobian_determinant
@@ -97,7 +98,7 @@ class Result:
         coarse = fixed.grid
         pairs = []
         for moving in self.moving_frames:
-            moving = _blurred_like(moving, coarse)
+            moving = blurred_like(moving, coarse)
             pairs.append((resample(moving, coarse, self.initial), resample(moving, coarse, self.transform)))
         determinant = jacobian_determinant(self.transform, coarse)
         dense = self.displacement
@@ -136,6 +137,18 @@ class Result:
         """Whether the result can be trusted, with reasons."""
         return judge(self.scores, self.fixed.grid.spacing.tolist())
 
+    @cached_property
+    def confidence(self) -> Image:
+        """Expected error of the transform in mm, on the fixed grid; see ``confidence.expected_error``.
+
+        Of several moving images the one that tells most counts, place by place.
+        """
+        maps = [expected_error(self.fixed_frame, moving, self.transform) for moving in self.moving_frames]
+        known = torch.stack([map_.valid for map_ in maps])
+        errors = torch.stack([map_.data for map_ in maps]).masked_fill(~known[:, None], torch.inf).amin(0)
+        valid = known.any(0)
+        return replace(maps[0], data=errors.masked_fill(~valid, 0.0), valid=valid)
+
     @property
     def record(self) -> dict[str, Any]:
         """Everything about the run as plain values; see docs/record.md."""
@@ -160,12 +173,14 @@ class Result:
         """Write the folder of a result, all of it or nothing.
 
         ``warped.nii.gz`` (or one ``warped_<name>.nii.gz`` a moving image), ``validity.nii.gz``, ``forward.h5`` and
-        ``inverse.h5`` (ITK composite transforms), ``record.json``.
+        ``inverse.h5`` (ITK composite transforms), ``record.json``, and ``report.html`` (see docs/report.md).
 
         Raises:
             InputError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
         """
         from crossmorph import io
+        from crossmorph.report.evidence import CONFIDENCE, evidence_of
+        from crossmorph.report.page import REPORT, write_report
 
         with self.journal.stage("warp"):
             warped = [self.warped if n == 0 else self.warp(image) for n, image in enumerate(self.movings)]
@@ -173,19 +188,31 @@ class Result:
             whole = torch.ones_like(supported)
             validity = Image(supported[None].float(), self.fixed.grid, whole, dtype=np.dtype(np.uint8))
             inverse = self.inverse
+        with self.journal.stage("confidence"):
+            confidence = self.confidence
         with atomic_directory(out, overwrite) as folder:
             with self.journal.stage("write"):
                 for image in warped:
                     name = "warped" if len(warped) == 1 else f"warped_{image.name}"
                     io.write(image, folder / f"{name}.nii.gz")
                 io.write(validity, folder / "validity.nii.gz")
+                io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")
                 io.write_transform(inverse, folder / "inverse.h5")
-            (folder / RECORD).write_text(json.dumps(self.record, indent=1) + "\n")
+            record = self.record
+            with self.journal.stage("report"):
+                write_report(evidence_of(self, record), folder / REPORT)
+            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         return Path(out)
 
     def __repr__(self) -> str:
         return f"Result({self.fixed.name} <- {', '.join(m.name for m in self.movings)}: {self.verdict})"
+
+
+def _hundredths(errors: Image) -> Image:
+    """Whole hundredths of a mm, which files pack well; NaN where nothing is known."""
+    rounded = (errors.data * 100).round() / 100
+    return replace(errors, data=torch.where(errors.valid, rounded, torch.nan))
 
 
 def _at_most(image: Image, voxels: int) -> Image:
@@ -201,14 +228,6 @@ def _coarsened(grid: Grid, voxels: int) -> Grid:
     """The same field of view in about ``voxels`` voxels where it has more."""
     shrink = (np.prod(grid.shape) / voxels) ** (1 / 3)
     return grid if shrink <= 1 else grid.resized([max(2, round(n / shrink)) for n in grid.shape])
-
-
-def _blurred_like(moving: Image, grid: Grid) -> Image:
-    """The moving image on a grid of its own as coarse as ``grid``, so that it can be sampled without aliasing."""
-    spacing = np.maximum(moving.grid.spacing, float(grid.spacing.min()))
-    if np.allclose(spacing, moving.grid.spacing, rtol=0.3):
-        return moving
-    return replace(downsample(moving, moving.grid.respaced(spacing)), name=moving.name)
 
 
 def _nmi(fixed: Image, before: Image, after: Image) -> list[float | None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from crossmorph.image import Image
     from crossmorph.phantom import PhantomPair
+    from crossmorph.result import Result
     from crossmorph.transform import Transform
 
 
@@ -49,7 +50,8 @@ class Demo:
         start = time.perf_counter()
         with progress_bar(self.quiet) as progress:
             result = register(pair.fixed, pair.moving, seed=self.seed, progress=progress)
-            result.save(self.output / "result", overwrite=True)
+            folder = result.save(self.output / "result", overwrite=True)
+            _add_truth(pair, result, folder)
         seconds = time.perf_counter() - start
         console.print(f"registered and saved in {seconds:.1f} s; verdict: {result.verdict}")
         console.print(_scores(pair, result.transform))
@@ -70,6 +72,15 @@ def _write_inputs(pair: PhantomPair, folder: Path) -> None:
         io.write(getattr(pair, name), folder / f"{name}.nii.gz")
     for name in ("fixed_points", "moving_points"):
         io.write(getattr(pair, name), folder / f"{name}.csv")
+
+
+def _add_truth(pair: PhantomPair, result: Result, folder: Path) -> None:
+    """The report again, with the organs and the landmarks."""
+    from crossmorph.report.evidence import evidence_of
+    from crossmorph.report.page import REPORT, write_report
+
+    labels, points = (pair.fixed_labels, pair.moving_labels), (pair.fixed_points, pair.moving_points)
+    write_report(evidence_of(result, labels=labels, points=points), folder / REPORT)
 
 
 def _scores(pair: PhantomPair, transform: Transform) -> Table:

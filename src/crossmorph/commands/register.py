@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Register:
     """Align one or more moving images to a fixed image.
 
-    Writes warped.nii.gz, forward.h5 and inverse.h5 (ITK transforms), validity.nii.gz and record.json into the
-    output folder, all of them or none. Exit code 0: done; 2: bad input; 3: done, but the verdict is failed.
+    Writes warped.nii.gz, forward.h5 and inverse.h5 (ITK transforms), validity.nii.gz, confidence.nii.gz (expected
+    error in mm), record.json and report.html into the output folder, all of them or none. Exit code 0: done; 2:
+    bad input; 3: done, but the verdict is failed.
     """
 
     fixed: Positional[Annotated[Path, arg(metavar="FIXED")]]
@@ -110,9 +111,28 @@ class Register:
                 seed=self.seed,
                 progress=progress,
             )
+            result.journal.note("command", self._command())
             result.save(self.output, self.overwrite)
         self._report(result)
         return 3 if result.verdict.status == "failed" else 0
+
+    def _command(self) -> dict[str, Any]:
+        """The command line with a word in capitals for every file, and the files."""
+        words, files = ["crossmorph", "register"], {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("json", "quiet", "overwrite"):
+                continue
+            positional = field.name in ("fixed", "moving")
+            if not positional:
+                words.append(("--no-" if value is False else "--") + field.name.replace("_", "-"))
+            for number, item in enumerate(value if isinstance(value, tuple) else (value,), start=1):
+                name = field.name.upper() + (f"_{number}" if isinstance(value, tuple) and len(value) > 1 else "")
+                if isinstance(item, Path):
+                    files[name] = str(item)
+                if not isinstance(item, bool):
+                    words.append(name if isinstance(item, Path) else str(item))
+        return {"line": " ".join(words), "files": files}
 
     def _report(self, result: Result) -> None:
         from rich.console import Console

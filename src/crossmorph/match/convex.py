@@ -69,6 +69,17 @@ def coupled_convex(
     return result
 
 
+def cost_volume(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    half_width: int,
+    valid: tuple[torch.Tensor, torch.Tensor],
+    unknown: float,
+) -> torch.Tensor:
+    """The whole smoothed cost volume, (I, J, K, D); see ``cost_volume_reference``."""
+    return _cost(fixed, moving, half_width, valid, False, unknown)(0, fixed.shape[1])
+
+
 def _cost(
     fixed: torch.Tensor,
     moving: torch.Tensor,

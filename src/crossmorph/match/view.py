@@ -10,7 +10,7 @@ import torch
 
 from crossmorph.image import Image
 from crossmorph.preprocess import fill_invalid, foreground, normalised, onto
-from crossmorph.resample import downsample, sample
+from crossmorph.resample import PointMap, downsample, sample, world_blocks
 from crossmorph.space import Grid
 
 COARSE_VOXELS = 48_000
@@ -57,8 +57,19 @@ class View:
     def seen(self, grid: Grid, matrix: np.ndarray) -> View:
         """This view on a grid of another world, ``matrix`` (4, 4) mapping that world's points to this one's."""
         inside = torch.from_numpy(_voxels(grid, np.linalg.inv(self.grid.affine) @ matrix @ grid.affine))
-        layers = torch.stack((self.values, self.valid.float(), self.body.float()))
-        values, valid, body = sample(layers, inside, fill=0.0).reshape(3, *grid.shape)
+        return self._drawn(sample(self._layers(), inside, fill=0.0), grid)
+
+    def through(self, grid: Grid, transform: PointMap) -> View:
+        """This view on a grid of another world, any transform mapping that world's points to this one's."""
+        layers = self._layers()
+        parts = [sample(layers, self.grid.to_voxel(transform(p)), fill=0.0) for _, p in world_blocks(grid)]
+        return self._drawn(torch.cat(parts, 1), grid)
+
+    def _layers(self) -> torch.Tensor:
+        return torch.stack((self.values, self.valid.float(), self.body.float()))
+
+    def _drawn(self, layers: torch.Tensor, grid: Grid) -> View:
+        values, valid, body = layers.reshape(3, *grid.shape)
         known = valid > KNOWN
         return View(fill_invalid(values, known), known, (body > 0.5) & known, grid)
 

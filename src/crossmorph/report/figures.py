@@ -63,14 +63,14 @@ def planes(fixed: Image, center_mm: ArrayLike | None = None) -> list[Plane]:
     """
     low, high = fixed.grid.corners().min(0), fixed.grid.corners().max(0)
     pixel = float((high - low).max()) / PIXELS
-    center = _middle(fixed) if center_mm is None else np.asarray(center_mm, float)
+    center = middle(fixed) if center_mm is None else np.asarray(center_mm, float)
     found = []
     for name, across, up in (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2)):
         through = 3 - across - up
         shape = np.maximum(np.round((high - low) / pixel).astype(int), 1)
-        middle = (low + high) / 2
-        shape[through], middle[through] = 1, center[through]
-        found.append(Plane(name, across, up, Grid.from_spacing(shape.tolist(), pixel, middle)))
+        place = (low + high) / 2
+        shape[through], place[through] = 1, center[through]
+        found.append(Plane(name, across, up, Grid.from_spacing(shape.tolist(), pixel, place)))
     return found
 
 
@@ -94,12 +94,12 @@ def before_after(
     """
     shown = planes(fixed, center_mm)
     figure, axes = _panels(3, [plane for plane in shown for _ in range(2)])
-    windows = _window(fixed), _window(moving)
+    windows = window(fixed), window(moving)
     for column, plane in enumerate(shown):
-        background = _scaled(*plane.show(fixed), windows[0])
+        background = scaled(*plane.show(fixed), windows[0])
         for side, (when, image) in enumerate((("before", moving), ("after", warped))):
             pixels, valid = plane.show(image)
-            front = _scaled(pixels, valid, windows[1])
+            front = scaled(pixels, valid, windows[1])
             cells = axes[:, 2 * column + side]
             cells[0].set_title(f"{plane.name}, {when}", fontsize=11)
             blend = background[..., None] * GREEN + front[..., None] * MAGENTA
@@ -133,13 +133,13 @@ def deformation_grid(
     """
     shown = planes(fixed, center_mm)
     figure, axes = _panels(3, shown, colour_bars=True)
-    affine, window = _affine_part(transform, fixed.grid), _window(fixed)
-    line_mm = _round_number(max(high - low for low, high, _, _ in (plane.extent() for plane in shown)) / 20)
+    affine, limits = _affine_part(transform, fixed.grid), window(fixed)
+    line_mm = round_number(max(high - low for low, high, _, _ in (plane.extent() for plane in shown)) / 20)
     maps = [_jacobian_and_length(transform, plane, fixed.grid) for plane in shown]
     longest = max(float(np.nanmax(length, initial=1e-3)) for _, length in maps)
     for column, (plane, (jacobian, length)) in enumerate(zip(shown, maps, strict=True)):
         pixels, valid = plane.show(fixed)
-        background = _scaled(pixels, valid, window)
+        background = scaled(pixels, valid, limits)
         lines, growth, distance = axes[:, column]
         lines.set_title(plane.name, fontsize=11)
         _draw(lines, plane, 1 - 0.35 * background)
@@ -162,13 +162,14 @@ def deformation_grid(
 # -- values ------------------------------------------------------------------------------------------------------
 
 
-def _middle(image: Image) -> Array:
+def middle(image: Image) -> Array:
+    """The middle of what is brighter than the mean, (3,) RAS mm."""
     data = image.data[0]
     bright = torch.nonzero(image.valid & (data > data[image.valid].mean()))
     return image.grid.to_world(bright.double().mean(0).numpy()) if len(bright) else image.grid.center
 
 
-def _window(image: Image) -> tuple[float, float]:
+def window(image: Image) -> tuple[float, float]:
     """Soft tissue for CT, else nearly the whole range."""
     if guess_fill(image)[0] <= -900:
         return CT_WINDOW
@@ -177,10 +178,11 @@ def _window(image: Image) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _scaled(pixels: Array, valid: NDArray[np.bool_], window: tuple[float, float]) -> Array:
-    low, high = window
-    scaled: Array = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1) * valid
-    return scaled
+def scaled(pixels: Array, valid: NDArray[np.bool_], limits: tuple[float, float]) -> Array:
+    """Brightness 0 to 1 between two values; 0 where not valid."""
+    low, high = limits
+    brightness: Array = np.clip((pixels - low) / max(high - low, 1e-12), 0, 1) * valid
+    return brightness
 
 
 def _checkerboard(plane: Plane, fields: int = 8) -> NDArray[np.bool_]:
@@ -207,7 +209,7 @@ def _jacobian_and_length(transform: Transform, plane: Plane, seen: Grid) -> tupl
     return np.where(inside, plane.flat(determinant), np.nan), np.where(inside, plane.flat(length), np.nan)
 
 
-def _round_number(limit: float) -> float:
+def round_number(limit: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above the limit."""
     power = 10.0 ** np.floor(np.log10(limit))
     return float(power * max(step for step in (1, 2, 5) if step * power <= limit * 1.0001))
@@ -296,7 +298,7 @@ def _lines(across: tuple[float, float], up: tuple[float, float], line_mm: float)
 
 def _scale_bar(axis: Any, plane: Plane) -> None:
     left, right, low, high = plane.extent()
-    length = _round_number((right - left) / 3)
+    length = round_number((right - left) / 3)
     start, height = right - 0.05 * (right - left), low + 0.05 * (high - low)
     axis.plot([start, start - length], [height, height], color="black", linewidth=3, solid_capstyle="butt")
     axis.text(start - length / 2, height + 0.015 * (high - low), f"{length:g} mm", ha="center", fontsize=9)
