@@ -9,6 +9,7 @@ Sizes: ITK stores displacements as float64 without compression, 24 bytes a voxel
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ BSPLINE_SAMPLES = 8
 # -- ITK transform files -----------------------------------------------------------------------------------------
 
 
-def read_itk(path: Path) -> Transform:
+def read_itk(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> Transform:
     """Read a .h5, .hdf5, .tfm, .txt or .mat file of ITK. B-splines become displacement fields.
+
+    World coordinates say everything, so the grids of the images are not looked at, here and in the other readers.
 
     Raises:
         InputError: it is no such file, not 3-D, or holds a kind of transform that is not understood.
@@ -38,7 +41,16 @@ def read_itk(path: Path) -> Transform:
     import SimpleITK as sitk
 
     with reading(path, "a transform"):
+        if path.suffix.lower() == ".mat" and _is_flirt(path):
+            raise InputError("it is a matrix of FSL's flirt; say so (--kind fsl, and both images)")
         return _from_itk(sitk.ReadTransform(str(path)))
+
+
+def _is_flirt(path: Path) -> bool:
+    """Sixteen numbers of text, where ITK's .mat is binary."""
+    with path.open("rb") as stream:
+        words = stream.read(4096).split()
+    return len(words) == 16 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words)
 
 
 def write_itk(transform: Transform, path: Path) -> None:
@@ -147,7 +159,7 @@ def _vector_image(transform: DisplacementField, dtype: type[np.floating[Any]]) -
 # -- displacement fields as images -------------------------------------------------------------------------------
 
 
-def read_field(path: Path) -> DisplacementField:
+def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read a displacement field from .mha, .mhd, .nrrd or .nhdr: three LPS components a voxel.
 
     Raises:
@@ -160,14 +172,14 @@ def read_field(path: Path) -> DisplacementField:
 
 
 def write_field(transform: Transform, path: Path) -> None:
-    """Write a displacement field as .mha or .nrrd, float32, compressed."""
+    """Write a displacement field as .mha or .nrrd, float32, compressed; 3D Slicer's grid transform."""
     import SimpleITK as sitk
 
-    image = _vector_image(_only_field(transform), np.float32)
+    image = _vector_image(_as_field(transform), np.float32)
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def read_nifti_field(path: Path) -> DisplacementField:
+def read_nifti_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read a displacement field as ANTs and ITK write it: NIfTI (I, J, K, 1, 3) with a vector intent, LPS mm.
 
     Raises:
@@ -180,7 +192,7 @@ def read_nifti_field(path: Path) -> DisplacementField:
 
 def write_nifti_field(transform: Transform, path: Path) -> None:
     """Write a displacement field as ANTs and ITK do. ITK straightens sheared NIfTI axes, so these are refused."""
-    transform = _only_field(transform)
+    transform = _as_field(transform)
     if transform.grid.shear_deg > 0.01:
         raise InputError(
             f"ITK misreads NIfTI fields on sheared axes ({transform.grid}); use .h5, .mha or "
@@ -189,7 +201,13 @@ def write_nifti_field(transform: Transform, path: Path) -> None:
     nifti.write_vectors(_lps_vectors(transform, np.float32), transform.grid, path)
 
 
-def _only_field(transform: Transform) -> DisplacementField:
-    if not isinstance(transform, DisplacementField):
-        raise InputError(f"an image holds a displacement field, not a {type(transform).__name__}; use .h5")
-    return transform
+def _as_field(transform: Transform) -> DisplacementField:
+    """The transform as one field; anything else is sampled on the grid of the fixed image."""
+    if isinstance(transform, DisplacementField):
+        return transform
+    if transform.fixed_grid is None:
+        raise InputError(
+            f"an image holds a displacement field, not a {type(transform).__name__}; use .h5, or tell the grid of "
+            "the fixed image, on which it is then sampled (--fixed)"
+        )
+    return DisplacementField(transform.displacements(transform.fixed_grid), transform.fixed_grid)

@@ -227,3 +227,22 @@ def write_vectors(vectors: NDArray[Any], grid: Grid, path: Path) -> None:
     image.header.set_intent("vector")
     set_geometry(image, grid)
     nib.save(image, path)
+
+
+def read_components(path: Path) -> tuple[NDArray[Any], Array, int]:
+    """(3, I, J, K) frames, the affine and the intent code of a four-axis NIfTI of three frames."""
+    image = _load(path)
+    if len(image.shape) != 4 or image.shape[3] != 3 or "intent_code" not in image.header:
+        raise InputError(f"it must be a NIfTI of axes (I, J, K, 3), but its axes are {image.shape}")
+    affine, _ = _affine(image, path)
+    return np.moveaxis(np.asanyarray(image.dataobj), -1, 0), affine, int(image.header["intent_code"])
+
+
+def write_components(components: NDArray[Any], grid: Grid, intent: int, path: Path) -> None:
+    """Write (I, J, K, 3) as four-axis NIfTI with an intent code."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(components, grid.affine)
+    image.header.set_intent(intent, allow_unknown=True)
+    set_geometry(image, grid)
+    nib.save(image, path)
