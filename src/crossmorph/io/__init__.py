@@ -12,19 +12,21 @@ import numpy as np
 
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
-from crossmorph.io import itk, nifti, tables
+from crossmorph.io import itk, markups, meshes, nifti, tables
 from crossmorph.io.paths import by_suffix, existing, stem_of, suffix_of, writing
 from crossmorph.io.transforms import read_transform, write_transform
 from crossmorph.io.volume import Volume, reading
-from crossmorph.points import Points
+from crossmorph.points import Mesh, Points
 from crossmorph.transform import Transform
 
 __all__ = [
     "read",
     "read_labels",
+    "read_mesh",
     "read_point_pairs",
     "read_points",
     "read_transform",
+    "suffix_of",
     "write",
     "write_transform",
 ]
@@ -37,6 +39,16 @@ IMAGE_WRITERS = {
     ".nii.gz": nifti.write_volume,
     ".mha": itk.write_volume,
     ".nrrd": itk.write_volume,
+}
+
+
+POINT_READERS = {".mrk.json": markups.read_mrk_json, ".fcsv": markups.read_fcsv}
+"""Any other suffix is read as CSV."""
+
+POINT_WRITERS = {
+    ".csv": tables.write_points,
+    ".mrk.json": markups.write_mrk_json,
+    ".fcsv": markups.write_fcsv,
 }
 
 
@@ -93,12 +105,29 @@ def read_labels(path: str | Path) -> Labels:
 
 
 def read_points(path: str | Path) -> Points:
-    """Read landmarks from a CSV with the columns x, y, z (RAS mm) and, if there, name.
+    """Read landmarks: a CSV with the columns x, y, z (RAS mm) and, if there, name; 3D Slicer's .mrk.json or .fcsv.
 
     Raises:
-        InputError: the file or a column is missing, or a value is not a number.
+        InputError: the file or a column is missing, a value is not a number, or a file of Slicer does not say
+            whether it is LPS or RAS.
     """
-    return tables.read_points(existing(path))
+    path = existing(path)
+    return POINT_READERS.get(suffix_of(path), tables.read_points)(path)
+
+
+def read_mesh(path: str | Path, system: meshes.System | None = None) -> Mesh:
+    """Read a triangle surface with its point and cell data: STL, PLY, VTK or GIFTI.
+
+    Args:
+        path: .stl, .ply, .vtk or .gii.
+        system: ``"ras"`` or ``"lps"``, where the file does not say; RAS by default.
+
+    Raises:
+        InputError: the file is missing, damaged, or no surface of triangles, or it says another system.
+    """
+    path = existing(path)
+    by_suffix(dict.fromkeys(meshes.ENDINGS, path), path, "read a surface from")
+    return meshes.read_mesh(path, system)
 
 
 def read_point_pairs(path: str | Path) -> tuple[Points, Points]:
@@ -110,8 +139,9 @@ def read_point_pairs(path: str | Path) -> tuple[Points, Points]:
     return tables.read_point_pairs(existing(path))
 
 
-def write(thing: Image | Labels | Points | Transform, path: str | Path) -> None:
-    """Write an image or labels (.nii, .nii.gz, .mha, .nrrd), points (.csv) or a transform.
+def write(thing: Image | Labels | Points | Mesh | Transform, path: str | Path) -> None:
+    """Write an image or labels (.nii, .nii.gz, .mha, .nrrd), points (.csv, .mrk.json, .fcsv), a mesh (.stl, .ply,
+    .vtk, .gii) or a transform.
 
     Images keep their ``dtype``: whole numbers are rounded and clipped, bool becomes uint8.
 
@@ -122,9 +152,13 @@ def write(thing: Image | Labels | Points | Transform, path: str | Path) -> None:
     if isinstance(thing, Transform):
         write_transform(thing, path)
     elif isinstance(thing, Points):
-        write_to = by_suffix({".csv": tables.write_points}, path, "write points to")
+        write_to = by_suffix(POINT_WRITERS, path, "write points to")
         with writing(path) as temporary:
             write_to(thing, temporary)
+    elif isinstance(thing, Mesh):
+        by_suffix(dict.fromkeys(meshes.ENDINGS, path), path, "write a surface to")
+        with writing(path) as temporary:
+            meshes.write_mesh(thing, temporary)
     else:
         values = thing.data.detach().cpu().numpy()
         write_volume = by_suffix(IMAGE_WRITERS, path, "write an image to")
