@@ -60,6 +60,9 @@ class Apply:
     space: Literal["fixed", "moving"] | None = None
     """Space that the input lives in."""
 
+    spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it."""
+
     coordinates: Literal["ras", "lps"] | None = None
     """Of a surface whose file does not say; by default ras."""
 
@@ -145,7 +148,7 @@ class Apply:
         from crossmorph.image import Labels
         from crossmorph.resample import resample, resample_labels
 
-        given = io.read_labels(self.input) if self.labels else io.read(self.input)
+        given = io.read_labels(self.input) if self.labels else io.read(self.input, spacing_mm=self.spacing_mm)
         space = self._space_of(given, transform)
         mapping = self._towards(transform, "fixed" if space == "moving" else "moving")
         grid = io.read(self.like).grid if self.like else mapping.fixed_grid

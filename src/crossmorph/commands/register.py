@@ -65,6 +65,12 @@ class Register:
     moving_mask: Path | None = None
     """The same for the moving images."""
 
+    fixed_spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it."""
+
+    moving_spacing_mm: tuple[float, float, float] | None = None
+    """The same for the moving images."""
+
     frame: str = "0"
     """Frame of a 4-D moving image to register, or mean. All frames are warped."""
 
@@ -98,8 +104,8 @@ class Register:
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
-                io.read(self.fixed),
-                [io.read(path) for path in self.moving],
+                io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
+                [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
                 settings=replace(settings, linear=linear),
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,

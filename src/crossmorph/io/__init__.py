@@ -5,6 +5,7 @@ What a suffix means stands in the dicts below. Files appear complete or not at a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
-from crossmorph.io import itk, markups, meshes, nifti, tables
+from crossmorph.io import dicom, itk, markups, meshes, micro, nifti, tables
 from crossmorph.io.paths import by_suffix, existing, stem_of, suffix_of, writing
 from crossmorph.io.transforms import read_transform, write_transform
 from crossmorph.io.volume import Volume, reading
@@ -32,7 +33,10 @@ __all__ = [
 ]
 
 IMAGE_READERS = dict.fromkeys((".nii", ".nii.gz", ".mgh", ".mgz"), nifti.read_volume)
-"""Any other suffix goes to SimpleITK, which knows .mha, .mhd, .nrrd, .nhdr and more."""
+"""Folders and DICOM files go to pydicom, any other suffix to SimpleITK: .mha, .mhd, .nrrd, .nhdr and more."""
+
+MICROSCOPY = {**dict.fromkeys((".tif", ".tiff"), micro.read_tiff), ".zarr": micro.read_zarr}
+"""Formats that may not tell the voxel size."""
 
 IMAGE_WRITERS = {
     ".nii": nifti.write_volume,
@@ -52,21 +56,22 @@ POINT_WRITERS = {
 }
 
 
-def read(path: str | Path, *, frame: int | None = None) -> Image:
-    """Read a volume of any format (NIfTI, MGH, MetaImage, NRRD and what else SimpleITK reads).
+def read(path: str | Path, *, frame: int | None = None, spacing_mm: Sequence[float] | None = None) -> Image:
+    """Read a volume of any format (docs/formats.md): NIfTI, MGH, MetaImage, NRRD, DICOM series, TIFF, OME-Zarr...
 
     Values that are not finite are masked and counted in ``notes``, as is every decision about the geometry.
 
     Args:
-        path: the file.
+        path: the file; the folder of a DICOM series or of an OME-Zarr image.
         frame: which frame of a 4-D file, from 0; None keeps all of them as channels.
+        spacing_mm: voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it.
 
     Raises:
         InputError: the file is missing, damaged, no volume with three axes, has a spacing that is not positive
-            or a singular affine, or has no such frame.
+            or a singular affine, does not tell its voxel size, or has no such frame.
     """
-    path = existing(path)
-    volume = _read_volume(path)
+    path = existing(path, folders=True)
+    volume = _read_volume(path, spacing_mm)
     count = len(volume.values)
     values = volume.values
     if frame is not None:
@@ -89,7 +94,7 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         InputError: as for ``read``, or the values are not whole numbers, or there are several frames.
     """
-    path = existing(path)
+    path = existing(path, folders=True)
     volume = _read_volume(path)
     with reading(path, "a label map"):
         if len(volume.values) > 1:
@@ -166,5 +171,12 @@ def write(thing: Image | Labels | Points | Mesh | Transform, path: str | Path) -
             write_volume(values.reshape(-1, *thing.grid.shape), thing.grid, thing.dtype, temporary)
 
 
-def _read_volume(path: Path) -> Volume:
-    return IMAGE_READERS.get(suffix_of(path), itk.read_volume)(path)
+def _read_volume(path: Path, spacing_mm: Sequence[float] | None = None) -> Volume:
+    suffix = suffix_of(path)
+    if suffix in MICROSCOPY:
+        return MICROSCOPY[suffix](path, spacing_mm)
+    if spacing_mm is not None:
+        raise InputError(f"{path} tells its voxel size itself; spacing_mm is for {', '.join(MICROSCOPY)}")
+    if path.is_dir() or (suffix not in IMAGE_READERS and dicom.is_dicom(path)):
+        return dicom.read_series(path)
+    return IMAGE_READERS.get(suffix, itk.read_volume)(path)

@@ -25,14 +25,16 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))] or path.name
 
 
-def existing(path: str | Path) -> Path:
-    """The path of a file that can be opened.
+def existing(path: str | Path, folders: bool = False) -> Path:
+    """The path of a file that can be opened, or if they will do of a folder.
 
     Raises:
         InputError: it is missing, a folder, or may not be read.
     """
     path = Path(path)
     if path.is_dir():
+        if folders:
+            return path
         raise InputError(f"{path} is a folder; give a file")
     try:
         path.open("rb").close()
