@@ -226,7 +226,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (cut_head, "about 1 slices are missing"),
     (huge, r"it claims \(1, 65535, 65535, 6\) values"),
     (compressed, r"IM3.dcm is compressed \(JPEG 2000"),
-    (none, "no DICOM images in it"),
+    (none, "a folder without DICOM images"),
 ]
 
 

@@ -76,7 +76,7 @@ def _datasets(path: Path, notes: list[str]) -> list[Any]:
         names = ", ".join(Path(dataset.filename).name for dataset in others[:3])
         notes.append(f"{len(others)} DICOM files without an image, such as {names}, were left out")
     if not found:
-        raise InputError("there are no DICOM images in it; give the folder that holds the files themselves")
+        raise InputError("it is a folder without DICOM images; give the folder that holds the files themselves")
     return found
 
 
