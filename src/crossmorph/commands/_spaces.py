@@ -59,7 +59,7 @@ def recorded_grids(transform: Path) -> tuple[Grid | None, Grid | None]:
     try:
         inputs = json.loads(transform.with_name(RECORD).read_text(encoding="utf-8"))["inputs"]
         fixed, moving = (Grid(e["shape"], e["affine"]) for e in (inputs["fixed"], inputs["moving"][0]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None, None
     return (moving, fixed) if transform.name.startswith("inverse") else (fixed, moving)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
+from crossmorph.io.limits import check_size
 
 Shape = tuple[int, ...]
 
@@ -34,30 +35,23 @@ def declared(path: Path) -> dict[str, tuple[Shape, np.dtype[Any]]]:
                 shape, _, dtype = read_head(stream)
             if dtype.hasobject or dtype.kind not in "iufb":
                 raise InputError(f"{member.filename[:80]!r} holds {dtype}, not plain numbers")
+            check_size(shape, dtype.itemsize, member.compress_size)
             if math.prod(shape) * dtype.itemsize > member.file_size:
                 raise InputError(f"{member.filename[:80]!r} claims {shape} but has {member.file_size} bytes")
             found[member.filename.removesuffix(".npy")] = (shape, dtype)
     return found
 
 
-def read_arrays(path: Path, names: Sequence[str], largest: int) -> dict[str, NDArray[Any]]:
-    """Some arrays of an archive.
-
-    Args:
-        path: .npz file.
-        names: which arrays.
-        largest: how many numbers an array may have.
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Some arrays of a .npz archive.
 
     Raises:
-        InputError: an array is missing, larger, or no plain array.
+        InputError: an array is missing, or one is no plain array or claims more than the file can hold.
     """
     heads = declared(path)
     missing = [name for name in names if name not in heads]
     if missing:
         there = ", ".join(sorted(heads))[:200] or "nothing"
         raise InputError(f"the archive has no {', '.join(missing)}; it holds {there}")
-    for name in names:
-        if math.prod(heads[name][0]) > largest:
-            raise InputError(f"{name} of shape {heads[name][0]} is larger than the {largest} numbers expected")
     with np.load(path, allow_pickle=False) as archive:
         return {name: np.asarray(archive[name]) for name in names}

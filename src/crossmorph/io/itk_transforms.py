@@ -23,6 +23,9 @@ from crossmorph.space import Array, Grid
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, compose
 
 FLIP = np.diag(itk.LPS)[:3]
+MAT_BYTES = 4096
+"""An ITK .mat holds one linear map: some 300 bytes."""
+
 BSPLINE_SAMPLES = 8
 """Displacements sampled in each cell of a B-spline's control grid."""
 
@@ -41,16 +44,36 @@ def read_itk(path: Path, fixed: Grid | None = None, moving: Grid | None = None) 
     import SimpleITK as sitk
 
     with reading(path, "a transform"):
-        if path.suffix.lower() == ".mat" and _is_flirt(path):
-            raise InputError("it is a matrix of FSL's flirt; say so (--kind fsl, and both images)")
+        if path.suffix.lower() == ".mat":
+            _check_mat(path)
+        elif path.suffix.lower() in (".tfm", ".txt"):
+            _check_text(path)
         return _from_itk(sitk.ReadTransform(str(path)))
 
 
-def _is_flirt(path: Path) -> bool:
-    """Sixteen numbers of text, where ITK's .mat is binary."""
+def _check_text(path: Path) -> None:
+    """Refuse a text file that ends within its last line, which ITK takes as it is."""
     with path.open("rb") as stream:
-        words = stream.read(4096).split()
-    return len(words) == 16 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words)
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - MAT_BYTES))
+        last = stream.read().rstrip(b" \r").rpartition(b"\nFixedParameters:")[2]
+    if not re.fullmatch(rb"[-+.\deE \t\r]*\n\s*", last):
+        raise ValueError("it does not end with a whole line FixedParameters")
+
+
+def _check_mat(path: Path) -> None:
+    """Refuse a .mat of FSL, which is text, and one of MATLAB whose arrays claim more than the file holds."""
+    raw = path.read_bytes()[:MAT_BYTES]
+    words = raw.split()
+    if len(words) == 16 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words):
+        raise InputError("it is a matrix of FSL's flirt; say so (--kind fsl, and both images)")
+    at = 0
+    for _ in range(2):  # parameters and fixed parameters: type, rows, columns, imaginary, length of name
+        head = np.frombuffer(raw[at : at + 20].ljust(20, b"\0"), "<i4")
+        size = int(head[1]) * int(head[2]) * (8 if int(head[0]) // 10 % 10 == 0 else 4)
+        if head.min() < 0 or not 0 < int(head[4]) < 100 or at + 20 + int(head[4]) + size > len(raw):
+            raise ValueError("it is no MATLAB file of one linear map")
+        at += 20 + int(head[4]) + size
 
 
 def write_itk(transform: Transform, path: Path) -> None:
@@ -168,7 +191,7 @@ def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None
     import SimpleITK as sitk
 
     with reading(path, "a displacement field"):
-        return _field_of(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+        return _field_of(itk.read_image(path, sitk.sitkVectorFloat64))
 
 
 def write_field(transform: Transform, path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from crossmorph.errors import InputError
 
@@ -32,3 +34,14 @@ def check_size(shape: Sequence[int], itemsize: int, stored: int, packed: bool = 
         raise InputError(
             f"it claims {tuple(shape)} values, {claimed / 2**30:.1f} GiB, but has {stored / 2**20:.2f} MiB of file"
         )
+
+
+def deflated_size(stream: BinaryIO, most: int) -> int:
+    """Bytes that a gzip or zlib stream unpacks to, found without keeping them; it ends a little above ``most``."""
+    unpacker, total = zlib.decompressobj(wbits=47), 0
+    while total <= most and not unpacker.eof:
+        block = unpacker.unconsumed_tail or stream.read(2**16)
+        if not block:
+            break
+        total += len(unpacker.decompress(block, 2**20))
+    return total

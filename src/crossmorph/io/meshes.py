@@ -9,6 +9,9 @@ Normals are left out, as they do not fit a moved surface; programs work them out
 
 from __future__ import annotations
 
+import base64
+import io
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
 from crossmorph.io.itk import LPS
+from crossmorph.io.limits import deflated_size
 from crossmorph.io.volume import reading
 from crossmorph.points import Mesh, Points
 
@@ -98,7 +102,10 @@ def _module(path: Path) -> Any:
 
 
 def _check_counts(head: bytes, size: int) -> None:
-    """Refuse counts that the file is too small for, before memory is asked for them."""
+    """Refuse counts that the file is too small for, before memory is asked for them, and a PLY without an end of
+    its head, for which meshio would look forever."""
+    if head.startswith(b"ply") and b"\nend_header" not in head:
+        raise ValueError("its head has no end")
     words = rb"(?:POINTS|POLYGONS|CELLS|CELL_TYPES|POINT_DATA|CELL_DATA|element\s+\w+)\s+(\d+)"
     for count in re.findall(words, head):
         if int(count) > size:
@@ -212,6 +219,7 @@ def _read_gifti(path: Path) -> Mesh:
     import nibabel as nib
     from nibabel.gifti import gifti
 
+    _check_gifti(path.read_bytes())
     image = nib.load(path)
     if not isinstance(image, gifti.GiftiImage):
         raise InputError("it is no GIFTI surface")
@@ -227,6 +235,16 @@ def _read_gifti(path: Path) -> Mesh:
         raise InputError("a GIFTI surface has one array of points and one of triangles; this file has not")
     xyz, faces = arrays["points"][0].astype(np.float64), arrays["faces"][0].astype(np.int64)
     return _mesh(xyz, faces, data, {})
+
+
+def _check_gifti(raw: bytes) -> None:
+    """Refuse arrays that unpack to more than they claim to be."""
+    for head, packed in re.findall(rb"<DataArray([^>]*)>.*?<Data>(.*?)</Data>", raw, re.DOTALL):
+        if b"GZipBase64" in head:
+            sizes = [int(n) for n in re.findall(rb'Dim\d="(\d+)"', head)]
+            most = 8 * math.prod(sizes)
+            if deflated_size(io.BytesIO(base64.b64decode(packed)), most) > most:
+                raise InputError(f"an array of it unpacks to more than the {sizes} numbers that it claims")
 
 
 def _write_gifti(xyz: NDArray[Any], faces: NDArray[Any], data: Any, path: Path) -> None:

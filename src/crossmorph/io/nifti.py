@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
+from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading, to_dtype
 from crossmorph.space import Array, Grid
 
@@ -47,7 +48,11 @@ def _load(path: Path) -> Any:
     import nibabel as nib
 
     _check_spacing(path)
-    return nib.load(path)
+    image: Any = nib.load(path)
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise InputError("it holds no volume")
+    check_size(image.shape, image.get_data_dtype().itemsize, path.stat().st_size, path.suffix.lower() != ".nii")
+    return image
 
 
 def is_displacement(image: Any) -> bool:

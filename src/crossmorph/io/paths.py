@@ -32,12 +32,14 @@ def existing(path: str | Path, folders: bool = False) -> Path:
         InputError: it is missing, a folder, or may not be read.
     """
     path = Path(path)
-    if path.is_dir():
-        if folders:
-            return path
-        raise InputError(f"{path} is a folder; give a file")
     try:
+        if path.is_dir():
+            if folders:
+                return path
+            raise InputError(f"{path} is a folder; give a file")
         path.open("rb").close()
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist; check the spelling and the folder ({path.absolute().parent})"

@@ -24,9 +24,6 @@ from crossmorph.resample import world_blocks
 from crossmorph.space import Grid
 from crossmorph.transform import DisplacementField, Transform
 
-LARGEST = 2**31
-"""Numbers in a grid, at most: 700 million voxels."""
-
 
 def read_grid(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read an archive that ``write_grid`` wrote, or one with ``grid`` alone where both image grids are given.
@@ -36,7 +33,7 @@ def read_grid(path: Path, fixed: Grid | None = None, moving: Grid | None = None)
     """
     with reading(path, "a sampling grid"):
         wanted = ("grid",) if fixed and moving else ("grid", "fixed_affine", "moving_affine", "moving_shape")
-        found = read_arrays(path, wanted, LARGEST)
+        found = read_arrays(path, wanted)
         grid = found["grid"]
         if grid.ndim != 4 or grid.shape[-1] != 3:
             raise InputError(f"a sampling grid is (I, J, K, 3); this one is {grid.shape}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 from crossmorph.errors import InputError
+from crossmorph.io.limits import deflated_size
 
 CODECS = {
     "blosc",
@@ -69,19 +69,8 @@ def unpacked(file: Path, codecs: list[str], most: int) -> int:
             return _zstd_size(head)
         if "gzip" in codecs or "zlib" in codecs:
             stream.seek(0)
-            return _deflated_size(stream, most)
+            return deflated_size(stream, most)
     return file.stat().st_size
-
-
-def _deflated_size(stream: Any, most: int) -> int:
-    """Unpacks piece by piece and forgets, until it is too much."""
-    unpacker, total = zlib.decompressobj(wbits=47), 0
-    while total <= most and not unpacker.eof:
-        block = unpacker.unconsumed_tail or stream.read(2**16)
-        if not block:
-            break
-        total += len(unpacker.decompress(block, 2**20))
-    return total
 
 
 def _zstd_size(head: bytes) -> int:
