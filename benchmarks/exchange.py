@@ -28,9 +28,13 @@ from crossmorph.transform import Affine, Chain, Transform  # noqa: E402
 
 APPLY = """
 import sys, ants
-fixed, moving, transform, out = sys.argv[1:]
-ants.apply_transforms(ants.image_read(fixed), ants.image_read(moving), [transform]).to_file(out)
+fixed, moving, out, *transforms = sys.argv[1:]
+ants.apply_transforms(ants.image_read(fixed), ants.image_read(moving), transforms).to_file(out)
 """
+
+
+LIST = "1Warp.nii.gz 0GenericAffine.mat"
+"""Both links of a chain, named to ANTs in the order in which points go through them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Exchange:
             for name, transform in transforms(fixed_grid, moving_grid).items():
                 with tempfile.TemporaryDirectory() as folder:
                     difference = self.difference(transform, name, Path(folder))
-                print(f"{name:14} {fixed_grid.axcodes} <- {moving_grid.axcodes}: {difference:.2e}")
+                print(f"{name:31} {fixed_grid.axcodes} <- {moving_grid.axcodes}: {difference:.2e}")
                 worst = max(worst, difference)
         return int(worst > 1e-3)
 
@@ -62,8 +66,11 @@ class Exchange:
         image = volume(transform.moving_grid)
         io.write(volume(transform.fixed_grid), folder / "fixed.nii.gz")
         io.write(image, folder / "moving.nii.gz")
-        io.write_transform(transform, folder / name)
-        names = ("fixed.nii.gz", "moving.nii.gz", name, "out.nii.gz")
+        links = transform.transforms if name == LIST and isinstance(transform, Chain) else [transform]
+        files = name.split()
+        for file, link in zip(files, links, strict=True):
+            io.write_transform(link, folder / file)
+        names = ("fixed.nii.gz", "moving.nii.gz", "out.nii.gz", *files)
         command = [str(self.peers_python), "-c", APPLY, *(str(folder / n) for n in names)]
         subprocess.run(command, check=True)
         theirs = io.read(folder / "out.nii.gz").data
@@ -81,7 +88,7 @@ def transforms(fixed: Grid, moving: Grid) -> dict[str, Transform]:
         (3, -2, 1.5), (6, -9, 12), (1.05, 0.95, 1.1), (0.05, -0.02, 0.04), (1, -7, 13), **spaces
     )
     bent = Chain((Warp().field(fixed), affine), **spaces)
-    return {"affine.mat": affine, "composite.h5": bent, "warp.nii.gz": bent}
+    return {"affine.mat": affine, "composite.h5": bent, "warp.nii.gz": bent, LIST: bent}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every format cut short, under a wrong ending, with sizes it cannot hold, names that lead away, or bombs.
 
-Whatever a file holds, it is read as it was written or refused in one message with its path: nothing else is raised,
-little memory is asked for, and nothing is run.
+Whatever a file holds, it is read as it was written or refused in one message with its path: no other exception
+comes out, little memory is asked for, and nothing is run.
 """
 
 import base64
