@@ -11,7 +11,7 @@ from crossmorph import io
 from crossmorph.commands.apply import Apply
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
-from crossmorph.points import Points
+from crossmorph.points import Mesh, Points
 from crossmorph.space import Grid
 from crossmorph.transform import Affine, DisplacementField
 
@@ -94,9 +94,95 @@ def test_the_record_beside_a_transform_tells_the_grid(folder: Path) -> None:
 
     record = {"inputs": {"fixed": geometry(fixed), "moving": [geometry(GRID)]}}
     (folder / "record.json").write_text(json.dumps(record))
-    for name, grid in {"forward.h5": fixed, "inverse.h5": GRID}.items():
-        Apply(folder / name, folder / "moving.nii.gz", folder / "out.nii.gz").run()
+    for name, image, grid in (("forward.h5", "moving", fixed), ("inverse.h5", "fixed", GRID)):
+        Apply(folder / name, folder / f"{image}.nii.gz", folder / "out.nii.gz").run()
         assert io.read(folder / "out.nii.gz").grid.same_as(grid)
+
+
+@pytest.fixture
+def result(folder: Path) -> Path:
+    """The folder of a registration: both transforms and a record."""
+
+    def geometry(name: str) -> dict[str, object]:
+        grid = io.read(folder / name).grid
+        return {"shape": list(grid.shape), "affine": grid.affine.tolist()}
+
+    inputs = {"fixed": geometry("fixed.nii.gz"), "moving": [geometry("moving.nii.gz")]}
+    (folder / "record.json").write_text(json.dumps({"inputs": inputs}))
+    return folder
+
+
+def test_a_folder_sends_each_volume_to_the_other_space(result: Path) -> None:
+    moving, fixed = io.read(result / "moving.nii.gz"), io.read(result / "fixed.nii.gz")
+    Apply(result, result / "moving.nii.gz", result / "a.nii.gz").run()
+    torch.testing.assert_close(io.read(result / "a.nii.gz").data[0], moving.data[0, 2:, :6, :9])
+    Apply(result, result / "fixed.nii.gz", result / "b.nii.gz").run()
+    back = io.read(result / "b.nii.gz")
+    assert back.grid.same_as(moving.grid)
+    torch.testing.assert_close(back.data[0, 2:, :6, :9], fixed.data[0])
+
+
+def test_the_space_turns_a_transform_file_round(folder: Path) -> None:
+    like = folder / "moving.nii.gz"
+    Apply(folder / "inverse.h5", like, folder / "a.nii.gz", like=like).run()
+    Apply(folder / "forward.h5", like, folder / "b.nii.gz", like=like, space="fixed").run()
+    torch.testing.assert_close(io.read(folder / "a.nii.gz").data, io.read(folder / "b.nii.gz").data)
+    io.write(Points(torch.tensor([[1.0, 2.0, 3.0]])), folder / "p.csv")
+    Apply(folder / "forward.h5", folder / "p.csv", folder / "q.csv", space="moving").run()
+    np.testing.assert_allclose(io.read_points(folder / "q.csv").xyz[0].numpy(), np.array([1, 2, 3]) - SHIFT)
+
+
+def test_a_volume_of_the_other_space_is_refused_with_both_geometries(result: Path) -> None:
+    with pytest.raises(InputError, match=r"grid of the other image .* fixed image is Grid\(6x6x9.*8x9x10"):
+        Apply(result / "forward.h5", result / "fixed.nii.gz", result / "out.nii.gz").run()
+    third = io.read(result / "moving.nii.gz").grid.resized((4, 4, 4))
+    io.write(Image.from_array(np.ones((4, 4, 4), np.uint8), third), result / "third.nii.gz")
+    with pytest.raises(InputError, match=r"grid of neither image .*4x4x4.*6x6x9.*8x9x10.* --space fixed"):
+        Apply(result, result / "third.nii.gz", result / "out.nii.gz").run()
+    Apply(result, result / "third.nii.gz", result / "out.nii.gz", space="moving").run()
+    Apply(result / "forward.h5", result / "third.nii.gz", result / "same.nii.gz").run()
+    assert (result / "out.nii.gz").read_bytes() == (result / "same.nii.gz").read_bytes()
+
+
+def test_points_of_the_other_space_are_refused(result: Path) -> None:
+    far = GRID.to_world(np.array([[7.0, 8.0, 0.0]]))  # in the moving volume only
+    io.write(Points(torch.from_numpy(far)), result / "p.csv")
+    with pytest.raises(InputError, match=r"no point of .*p\.csv lies in the fixed image .*; say --space moving"):
+        Apply(result / "forward.h5", result / "p.csv", result / "q.csv").run()
+    with pytest.raises(InputError, match=r"in which space .*p\.csv live\? Say --space"):
+        Apply(result, result / "p.csv", result / "q.csv").run()
+    Apply(result, result / "p.csv", result / "q.csv", space="moving").run()
+    np.testing.assert_allclose(io.read_points(result / "q.csv").xyz.numpy(), far - SHIFT)
+
+
+def test_a_folder_without_record(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"is no result of crossmorph: it has no record\.json"):
+        Apply(folder, folder / "moving.nii.gz", folder / "out.nii.gz").run()
+
+
+def test_volumes_of_labels_and_lost_ones(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = np.zeros(SHAPE, np.int16)
+    ids[3:6, 2:5, 2:6], ids[0, 0, 0] = 200, 3
+    io.write(Labels.from_array(ids, GRID), folder / "labels.nii.gz")
+    like = folder / "fixed.nii.gz"
+    Apply(folder / "forward.h5", folder / "labels.nii.gz", folder / "out.nii.gz", like=like, labels=True).run()
+    said = capsys.readouterr().out
+    assert "label 3: 8.0 mm3 before, 0.0 mm3 after" in said
+    assert "label 200: 288.0 mm3 before, 288.0 mm3 after" in said
+    assert "lost: 3; too small" in said
+
+
+def test_a_surface_travels_with_its_data(folder: Path) -> None:
+    xyz = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 5, 0], [0, 0, 6]])
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    surface = Mesh(Points(xyz), faces, {"t": np.arange(4.0)}, {"r": np.arange(4)})
+    io.write(surface, folder / "a.vtk")
+    Apply(folder / "forward.h5", folder / "a.vtk", folder / "b.vtk").run()
+    moved = io.read_mesh(folder / "b.vtk")
+    np.testing.assert_allclose(moved.points.xyz.numpy(), xyz.numpy() + SHIFT)
+    assert torch.equal(moved.faces, faces)
+    np.testing.assert_array_equal(moved.point_data["t"], np.arange(4.0))
+    np.testing.assert_array_equal(moved.cell_data["r"], np.arange(4))
 
 
 @pytest.mark.parametrize("record", [None, "{}", "no json", '{"inputs": {"fixed": null}}', '{"inputs": []}'])

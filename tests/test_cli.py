@@ -195,7 +195,7 @@ PAIR = ("fixed.nii.gz", "moving.nii.gz")
 BAD = {
     "no such file": (("fixed.nii.gz", "none.nii.gz"), "none.nii.gz does not exist"),
     "no moving image": (("fixed.nii.gz",), "at least one moving image"),
-    "a folder": (("folder.nii.gz", "moving.nii.gz"), "folder.nii.gz is a folder"),
+    "a folder": (("folder.nii.gz", "moving.nii.gz"), "folder.nii.gz: it is a folder without DICOM images"),
     "truncated gzip": (("fixed.nii.gz", "truncated.nii.gz"), "truncated.nii.gz cannot be read as an image"),
     "cut short": (("fixed.nii.gz", "cut.nii"), "cut.nii cannot be read as an image"),
     "text as gzip": (("fixed.nii.gz", "notes.nii.gz"), "notes.nii.gz cannot be read as an image"),

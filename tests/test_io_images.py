@@ -332,7 +332,7 @@ def flat(path: Path) -> Path:
 
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda d: d / "none.nii.gz", "does not exist"),
-    "folder": (lambda d: d, "is a folder"),
+    "folder": (lambda d: d, "it is a folder without DICOM images"),
     "empty": (lambda d: text(d / "a.nii.gz", b""), "cannot be read as an image"),
     "text as gzip": (lambda d: text(d / "a.nii.gz", b"hello"), "not a gzip file"),
     "text in gzip": (lambda d: text(d / "a.nii.gz", gzip.compress(b"hello" * 200)), "cannot be read as an image"),

@@ -156,7 +156,7 @@ def test_shapes_that_fit_nothing_or_two_layouts_are_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="a, b; it must hold one"):
         read_array(tmp_path / "c.npz", SHAPE)
     (tmp_path / "d.nii.gz").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_array(tmp_path / "d.nii.gz", SHAPE)
     np.savez(tmp_path / "e.npz", np.full((*SHAPE, 3), np.nan))
     with pytest.raises(InputError, match="NaN"):

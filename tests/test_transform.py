@@ -270,3 +270,13 @@ def test_cuda_agrees_with_the_cpu() -> None:
     cpu = Chain((Warp().field(GRID), chain.transforms[1]))
     np.testing.assert_allclose(chain(SPOTS.cuda()).cpu(), cpu(SPOTS), atol=1e-9)
     np.testing.assert_allclose(chain.collapse(GRID, "cuda").field.cpu(), cpu.collapse(GRID).field, atol=1e-5)
+
+
+def test_a_volume_on_the_grid_of_the_wrong_space_is_refused() -> None:
+    fixed, moving = Grid.from_spacing((4, 5, 6), 2.0), Grid.from_spacing((5, 6, 7), 2.0)
+    transform = Affine.identity(fixed_grid=fixed, moving_grid=moving)
+    with pytest.raises(InputError, match=r"grid is that of 'fixed' .*4x5x6.* not of 'moving' .*5x6x7"):
+        transform.apply(volume(fixed))
+    assert transform.apply(volume(fixed, space="fixed")).grid is moving
+    assert transform.apply(volume(moving)).grid is fixed
+    assert transform.apply(volume(fixed, space="moving")).grid is fixed

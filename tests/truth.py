@@ -37,6 +37,13 @@ def tilted_grid(
     return Grid(shape, affine)
 
 
+def mirrored(grid: Grid) -> Grid:
+    """The same box with its first axis the other way round."""
+    turned = np.diag([-1.0, 1.0, 1.0, 1.0])
+    turned[0, 3] = grid.shape[0] - 1
+    return Grid(grid.shape, grid.affine @ turned)
+
+
 @st.composite
 def grids(draw: st.DrawFn, smallest: int = 1, largest: int = 9) -> Grid:
     """Any grid: sizes, spacings of 0.1 to 10 mm, rotation, shear, mirrored or not, far from the origin or not."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crossmorph.image import Labels as Labels
     from crossmorph.io import read as read
     from crossmorph.io import read_labels as read_labels
+    from crossmorph.io import read_mesh as read_mesh
     from crossmorph.io import read_points as read_points
     from crossmorph.io import read_transform as read_transform
     from crossmorph.io import write as write
@@ -52,6 +53,7 @@ _HOME = {
     "mind_ssc": "describe.mind",
     "read": "io",
     "read_labels": "io",
+    "read_mesh": "io",
     "read_points": "io",
     "read_transform": "io",
     "register": "registration",

@@ -10,9 +10,12 @@ from tyro.conf import subcommand
 
 from crossmorph.commands.apply import Apply
 from crossmorph.commands.compare import Compare
+from crossmorph.commands.compose import Compose
+from crossmorph.commands.convert import Convert
 from crossmorph.commands.demo import Demo
 from crossmorph.commands.evaluate import Evaluate
 from crossmorph.commands.info import Info
+from crossmorph.commands.invert import Invert
 from crossmorph.commands.learn2reg import Learn2Reg
 from crossmorph.commands.register import Register
 from crossmorph.commands.report import Report
@@ -24,6 +27,9 @@ Command = (
     Annotated[Register, subcommand("register")]
     | Annotated[Apply, subcommand("apply")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Convert, subcommand("convert")]
+    | Annotated[Invert, subcommand("invert")]
+    | Annotated[Compose, subcommand("compose")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]

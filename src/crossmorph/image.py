@@ -145,6 +145,13 @@ class Labels:
         """The labels present, without 0, in rising order."""
         return [int(i) for i in torch.unique(self.data).tolist() if i != 0]
 
+    @property
+    def volumes_mm3(self) -> dict[int, float]:
+        """Volume of each label but 0."""
+        ids, counts = torch.unique(self.data, return_counts=True)
+        sizes = zip(ids.tolist(), counts.tolist(), strict=True)
+        return {int(i): count * self.grid.voxel_volume for i, count in sizes if i != 0}
+
     def to(self, device: torch.device | str) -> Labels:
         """The same labels on another device."""
         return replace(self, data=self.data.to(device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import lcm
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from crossmorph.device import chosen_device
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
+from crossmorph.optimise.landmarks import Landmarks
+from crossmorph.points import Points
 from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto, working_grid
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
@@ -35,6 +38,8 @@ def register(
     deformable: bool = True,
     fixed_mask: Image | Labels | None = None,
     moving_mask: Image | Labels | None = None,
+    landmarks: tuple[Points, Points] | None = None,
+    landmark_tolerance_mm: float = 2.0,
     frame: int | str = 0,
     device: str = "auto",
     seed: int = 0,
@@ -51,6 +56,10 @@ def register(
             coordinates of both files first. With ``settings.linear.model = "none"`` it is taken as it is.
         deformable: whether the linear stage is followed by the deformable one.
         fixed_mask, moving_mask: only voxels above zero count; any grid of the image's own world.
+        landmarks: matching points of the fixed and the moving space (by name, else by order). They give the start,
+            and both stages keep each within about ``landmark_tolerance_mm`` of its match where the images do not
+            speak against it; inside the tolerance the images decide.
+        landmark_tolerance_mm: how well landmarks were placed.
         frame: of a 4-D moving image, a number or ``"mean"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         seed: of every random choice.
@@ -71,15 +80,18 @@ def register(
         chosen = [_one_frame(image, frame, journal) for image in movings]
         target = _one_frame(fixed, 0, journal)
         begin = _linear(initial)
-    matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed)
+        pairs = None if landmarks is None else _pairs(*landmarks, landmark_tolerance_mm, fixed, movings[0])
+    matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed, pairs)
     linear = Affine(matrix)
     parts: tuple[Transform, ...] = (linear,)
     if deformable:
-        dense = _deformation(target, chosen, linear, settings, journal, where)
+        dense = _deformation(target, chosen, linear, settings, journal, where, pairs)
         parts = parts if dense is None else (dense, linear)
     if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
         journal.note("masks", "in the scores only: the published system takes none")
     transform = Chain(parts, fixed_grid=fixed.grid, moving_grid=movings[0].grid)
+    if pairs is not None:
+        journal.note("landmarks", _errors(pairs, {"before": begin, "linear": linear, "after": transform}))
     result = Result(
         fixed, tuple(movings), transform, begin, settings, journal, seed, str(where), target, tuple(chosen)
     )
@@ -95,26 +107,59 @@ def _deformation(
     settings: Mcbo,
     journal: Journal,
     device: torch.device,
+    landmarks: Landmarks | None = None,
 ) -> DisplacementField | None:
     """The displacement that follows the linear map, or None where it does harm."""
     with journal.stage("draw"):
         _check_overlap(fixed, movings, linear)
         grid, volumes = _volumes(fixed, movings, linear, settings, device)
 
-    field = mcbo(volumes[0], volumes[1:], settings, journal)
+    places = None if landmarks is None else landmarks.on(grid, linear.matrix)
+    field = mcbo(volumes[0], volumes[1:], settings, journal, places)
     with journal.stage("transform"):
-        if not settings.reproduce and not _helps(volumes, field, journal):
+        dense = _displacement(field.cpu(), grid)
+        needed = landmarks is not None and _pulls(landmarks, linear, dense)
+        if not settings.reproduce and not _helps(volumes, field, journal, needed):
             return None
-        return _displacement(field.cpu(), grid)
+        return dense
 
 
-def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal) -> bool:
-    """Whether mutual information, which no deformable stage fits, grows where the images are seen all along."""
+def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
+    """Whether mutual information, which no deformable stage fits, grows where the images are seen all along.
+
+    ``needed``: landmarks ask for the deformation, whatever the images say.
+    """
     fixed, *movings = (volume.pooled(2) for volume in volumes)
     before, after = information(fixed, movings, None, resize(field, fixed.values.shape))
-    kept = not after <= before
+    kept = needed or not after <= before
     journal.note("deformable", {"kept": kept, "judge": "mutual information", "before": before, "after": after})
     return kept
+
+
+def _pairs(fixed: Points, moving: Points, tolerance_mm: float, *images: Image) -> Landmarks:
+    """The landmarks, if they lie in the images' world."""
+    pairs = Landmarks.paired(fixed, moving, tolerance_mm)
+    for xyz, image in zip((pairs.fixed, pairs.moving), images, strict=True):
+        if not image.grid.contains(xyz).any():
+            low, high = (ends.round(1).tolist() for ends in (xyz.min(0), xyz.max(0)))
+            raise InputError(
+                f"no landmark lies in {image.name}: they reach from {low} to {high} mm RAS, its middle is at "
+                f"{image.grid.center.round(1).tolist()}. Were they given in the other order, or as LPS?"
+            )
+    return pairs
+
+
+def _pulls(landmarks: Landmarks, linear: Affine, dense: DisplacementField) -> bool:
+    """Whether the deformation brings landmarks nearer that were beyond the tolerance."""
+    before, after = (landmarks.errors_mm(t) for t in (linear, Chain((dense, linear))))
+    beyond = before > landmarks.tolerance_mm
+    return bool(beyond.any()) and float(after[beyond].mean()) < float(before[beyond].mean())
+
+
+def _errors(landmarks: Landmarks, stages: dict[str, Transform]) -> dict[str, Any]:
+    """Errors in mm of every landmark at each stage, by name."""
+    errors = {f"{name}_mm": landmarks.errors_mm(stage).round(3).tolist() for name, stage in stages.items()}
+    return {"tolerance_mm": landmarks.tolerance_mm, "names": list(landmarks.names), **errors}
 
 
 def _checked(

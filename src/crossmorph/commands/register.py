@@ -66,6 +66,19 @@ class Register:
     moving_mask: Path | None = None
     """The same for the moving images."""
 
+    landmarks: tuple[Path, Path] | None = None
+    """Matching landmarks in the fixed and the moving image (.mrk.json, .fcsv, or .csv in RAS mm): two files, in
+    this order, matched by name, else by order."""
+
+    landmark_tolerance_mm: float = 2.0
+    """How well landmarks were placed: nearer to its match than this, a landmark leaves the rest to the images."""
+
+    fixed_spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it."""
+
+    moving_spacing_mm: tuple[float, float, float] | None = None
+    """The same for the moving images."""
+
     frame: str = "0"
     """Frame of a 4-D moving image to register, or mean. All frames are warped."""
 
@@ -96,16 +109,21 @@ class Register:
         settings = load_settings(self.system, self.settings or self.preset)
         linear = settings.linear
         linear = replace(linear, model=self.linear or linear.model, search=self.search or linear.search)
+        landmarks = (
+            (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
+        )
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
-                io.read(self.fixed),
-                [io.read(path) for path in self.moving],
+                io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
+                [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
                 settings=replace(settings, linear=linear),
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,
                 fixed_mask=masks[0],
                 moving_mask=masks[1],
+                landmarks=landmarks,
+                landmark_tolerance_mm=self.landmark_tolerance_mm,
                 frame=int(self.frame) if self.frame.isdigit() else self.frame,
                 device=self.device,
                 seed=self.seed,

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
 from crossmorph.files import atomic_path
+from crossmorph.io.arrays import declared, read_arrays
+from crossmorph.io.limits import check_size
+from crossmorph.io.volume import reading
 from crossmorph.space import Grid
 from crossmorph.transform import DisplacementField, Transform
 
@@ -150,7 +153,10 @@ def _entries(value: Any) -> Iterable[dict[str, Any]]:
             yield entry
 
 
-def _inside(folder: Path, path: str) -> Path:
+def _inside(folder: Path, path: Any) -> Path:
+    """A path of dataset.json; text, and not above the folder."""
+    if not isinstance(path, str) or "\0" in path or ".." in re.split(r"[/\\]", path):
+        raise InputError(f"{folder} / dataset.json: {path!r} is no path below the data set's folder")
     return folder / re.sub(r"^(\.?/)+", "", path)
 
 
@@ -240,22 +246,19 @@ def read_array(path: str | Path, shape: tuple[int, ...], layout: Layout | None =
 def _load(path: Path) -> Floats:
     import nibabel
 
-    try:
+    with reading(path, "a displacement field"):
         if path.suffix == ".npy":
-            return np.asarray(np.load(path))
+            return np.asarray(np.load(path, mmap_mode="r"))
         if path.suffix == ".npz":
-            with np.load(path) as archive:
-                if len(archive.files) != 1:
-                    raise InputError(f"{path} holds the arrays {', '.join(archive.files)}; it must hold one")
-                return np.asarray(archive[archive.files[0]])
-        image = nibabel.loadsave.load(path)
+            names = list(declared(path))
+            if len(names) != 1:
+                raise InputError(f"it holds the arrays {', '.join(names)[:200]}; it must hold one")
+            return read_arrays(path, names)[names[0]]
+        image: Any = nibabel.loadsave.load(path)
         if not isinstance(image, nibabel.spatialimages.SpatialImage):
-            raise InputError(f"{path} holds no volume; a displacement field is one, with three components")
+            raise InputError("it holds no volume; a displacement field is one, with three components")
+        check_size(image.shape, image.get_data_dtype().itemsize, path.stat().st_size)
         return np.asarray(image.dataobj)
-    except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read the displacement field {path}: {error}") from error
 
 
 def _zoom(u: Floats, shape: tuple[int, ...]) -> Floats:

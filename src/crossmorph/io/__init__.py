@@ -5,36 +5,38 @@ What a suffix means stands in the dicts below. Files appear complete or not at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from crossmorph.errors import InputError
-from crossmorph.files import atomic_path
 from crossmorph.image import Image, Labels
-from crossmorph.io import itk, itk_transforms, nifti, tables
-from crossmorph.io.volume import Volume, reading, reason
-from crossmorph.points import Points
+from crossmorph.io import dicom, itk, markups, meshes, micro, nifti, tables
+from crossmorph.io.paths import by_suffix, existing, stem_of, suffix_of, writing
+from crossmorph.io.transforms import read_transform, write_transform
+from crossmorph.io.volume import Volume, reading
+from crossmorph.points import Mesh, Points
 from crossmorph.transform import Transform
-
-T = TypeVar("T")
 
 __all__ = [
     "read",
     "read_labels",
+    "read_mesh",
     "read_point_pairs",
     "read_points",
     "read_transform",
+    "suffix_of",
     "write",
     "write_transform",
 ]
 
 IMAGE_READERS = dict.fromkeys((".nii", ".nii.gz", ".mgh", ".mgz"), nifti.read_volume)
-"""Any other suffix goes to SimpleITK, which knows .mha, .mhd, .nrrd, .nhdr and more."""
+"""Folders and DICOM files go to pydicom, any other suffix to SimpleITK: .mha, .mhd, .nrrd, .nhdr and more."""
+
+MICROSCOPY = {**dict.fromkeys((".tif", ".tiff"), micro.read_tiff), ".zarr": micro.read_zarr}
+"""Formats that may not tell the voxel size."""
 
 IMAGE_WRITERS = {
     ".nii": nifti.write_volume,
@@ -43,44 +45,33 @@ IMAGE_WRITERS = {
     ".nrrd": itk.write_volume,
 }
 
-TRANSFORM_READERS = {
-    **dict.fromkeys((".h5", ".hdf5", ".tfm", ".txt", ".mat"), itk_transforms.read_itk),
-    **dict.fromkeys((".nii", ".nii.gz"), itk_transforms.read_nifti_field),
-    **dict.fromkeys((".mha", ".mhd", ".nrrd", ".nhdr"), itk_transforms.read_field),
+
+POINT_READERS = {".mrk.json": markups.read_mrk_json, ".fcsv": markups.read_fcsv}
+"""Any other suffix is read as CSV."""
+
+POINT_WRITERS = {
+    ".csv": tables.write_points,
+    ".mrk.json": markups.write_mrk_json,
+    ".fcsv": markups.write_fcsv,
 }
 
-TRANSFORM_WRITERS = {
-    **dict.fromkeys((".h5", ".hdf5", ".tfm", ".txt", ".mat"), itk_transforms.write_itk),
-    **dict.fromkeys((".nii", ".nii.gz"), itk_transforms.write_nifti_field),
-    **dict.fromkeys((".mha", ".nrrd"), itk_transforms.write_field),
-}
 
-
-def suffix_of(path: Path) -> str:
-    """The ending in small letters; two-part for compressed files (.nii.gz)."""
-    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
-
-
-def stem_of(path: Path) -> str:
-    """The file name without its ending (see ``suffix_of``)."""
-    return path.name[: len(path.name) - len(suffix_of(path))] or path.name
-
-
-def read(path: str | Path, *, frame: int | None = None) -> Image:
-    """Read a volume of any format (NIfTI, MGH, MetaImage, NRRD and what else SimpleITK reads).
+def read(path: str | Path, *, frame: int | None = None, spacing_mm: Sequence[float] | None = None) -> Image:
+    """Read a volume of any format (docs/formats.md): NIfTI, MGH, MetaImage, NRRD, DICOM series, TIFF, OME-Zarr...
 
     Values that are not finite are masked and counted in ``notes``, as is every decision about the geometry.
 
     Args:
-        path: the file.
+        path: the file; the folder of a DICOM series or of an OME-Zarr image.
         frame: which frame of a 4-D file, from 0; None keeps all of them as channels.
+        spacing_mm: voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it.
 
     Raises:
         InputError: the file is missing, damaged, no volume with three axes, has a spacing that is not positive
-            or a singular affine, or has no such frame.
+            or a singular affine, does not tell its voxel size, or has no such frame.
     """
-    path = _existing(path)
-    volume = _read_volume(path)
+    path = existing(path, folders=True)
+    volume = _read_volume(path, spacing_mm)
     count = len(volume.values)
     values = volume.values
     if frame is not None:
@@ -103,7 +94,7 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         InputError: as for ``read``, or the values are not whole numbers, or there are several frames.
     """
-    path = _existing(path)
+    path = existing(path, folders=True)
     volume = _read_volume(path)
     with reading(path, "a label map"):
         if len(volume.values) > 1:
@@ -119,12 +110,29 @@ def read_labels(path: str | Path) -> Labels:
 
 
 def read_points(path: str | Path) -> Points:
-    """Read landmarks from a CSV with the columns x, y, z (RAS mm) and, if there, name.
+    """Read landmarks: a CSV with the columns x, y, z (RAS mm) and, if there, name; 3D Slicer's .mrk.json or .fcsv.
 
     Raises:
-        InputError: the file or a column is missing, or a value is not a number.
+        InputError: the file or a column is missing, a value is not a number, or a file of Slicer does not say
+            whether it is LPS or RAS.
     """
-    return tables.read_points(_existing(path))
+    path = existing(path)
+    return POINT_READERS.get(suffix_of(path), tables.read_points)(path)
+
+
+def read_mesh(path: str | Path, system: meshes.System | None = None) -> Mesh:
+    """Read a triangle surface with its point and cell data: STL, PLY, VTK or GIFTI.
+
+    Args:
+        path: .stl, .ply, .vtk or .gii.
+        system: ``"ras"`` or ``"lps"``, where the file does not say; RAS by default.
+
+    Raises:
+        InputError: the file is missing, damaged, or no surface of triangles, or it says another system.
+    """
+    path = existing(path)
+    by_suffix(dict.fromkeys(meshes.ENDINGS, path), path, "read a surface from")
+    return meshes.read_mesh(path, system)
 
 
 def read_point_pairs(path: str | Path) -> tuple[Points, Points]:
@@ -133,21 +141,12 @@ def read_point_pairs(path: str | Path) -> tuple[Points, Points]:
     Raises:
         InputError: the file or a column is missing, or a value is not a number.
     """
-    return tables.read_point_pairs(_existing(path))
+    return tables.read_point_pairs(existing(path))
 
 
-def read_transform(path: str | Path) -> Transform:
-    """Read a transform: ITK's .h5, .tfm, .txt, .mat, or ITK displacements as an image (.nii.gz, .mha, .nrrd).
-
-    Raises:
-        InputError: the file is missing, damaged, or of another kind.
-    """
-    path = _existing(path)
-    return _by_suffix(TRANSFORM_READERS, path, "read a transform from")(path)
-
-
-def write(thing: Image | Labels | Points | Transform, path: str | Path) -> None:
-    """Write an image or labels (.nii, .nii.gz, .mha, .nrrd), points (.csv) or a transform.
+def write(thing: Image | Labels | Points | Mesh | Transform, path: str | Path) -> None:
+    """Write an image or labels (.nii, .nii.gz, .mha, .nrrd), points (.csv, .mrk.json, .fcsv), a mesh (.stl, .ply,
+    .vtk, .gii) or a transform.
 
     Images keep their ``dtype``: whole numbers are rounded and clipped, bool becomes uint8.
 
@@ -158,68 +157,26 @@ def write(thing: Image | Labels | Points | Transform, path: str | Path) -> None:
     if isinstance(thing, Transform):
         write_transform(thing, path)
     elif isinstance(thing, Points):
-        write_to = _by_suffix({".csv": tables.write_points}, path, "write points to")
-        with _writing(path) as temporary:
+        write_to = by_suffix(POINT_WRITERS, path, "write points to")
+        with writing(path) as temporary:
             write_to(thing, temporary)
+    elif isinstance(thing, Mesh):
+        by_suffix(dict.fromkeys(meshes.ENDINGS, path), path, "write a surface to")
+        with writing(path) as temporary:
+            meshes.write_mesh(thing, temporary)
     else:
         values = thing.data.detach().cpu().numpy()
-        write_volume = _by_suffix(IMAGE_WRITERS, path, "write an image to")
-        with _writing(path) as temporary:
+        write_volume = by_suffix(IMAGE_WRITERS, path, "write an image to")
+        with writing(path) as temporary:
             write_volume(values.reshape(-1, *thing.grid.shape), thing.grid, thing.dtype, temporary)
 
 
-def write_transform(transform: Transform, path: str | Path) -> None:
-    """Write a transform as ITK composite (.h5, .tfm, .txt), or a field as vector image (.nii.gz, .mha, .nrrd).
-
-    Raises:
-        InputError: the ending names no transform format, or one that cannot hold this transform, or writing fails.
-    """
-    path = Path(path)
-    write_to = _by_suffix(TRANSFORM_WRITERS, path, "write a transform to")
-    with _writing(path) as temporary:
-        write_to(transform, temporary)
-
-
-# -- helpers -----------------------------------------------------------------------------------------------------
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(
-            f"{path} is a folder; give a file (convert a DICOM series first, with dcm2niix for example)"
-        )
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the spelling and the folder ({path.absolute().parent})")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}; check its permissions") from error
-    return path
-
-
-def _read_volume(path: Path) -> Volume:
-    return IMAGE_READERS.get(suffix_of(path), itk.read_volume)(path)
-
-
-def _by_suffix(table: Mapping[str, T], path: Path, task: str) -> T:
+def _read_volume(path: Path, spacing_mm: Sequence[float] | None = None) -> Volume:
     suffix = suffix_of(path)
-    if suffix not in table:
-        raise InputError(f"cannot {task} {path}: the ending must be one of {', '.join(table)}, not {suffix!r}")
-    return table[suffix]
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; what formats refuse and where ITK fails is told of the path asked for."""
-    with atomic_path(path) as temporary:
-        try:
-            yield temporary
-        except InputError as error:
-            raise InputError(f"cannot write {path}: {error}") from None
-        except RuntimeError as error:
-            why = reason(error).replace(temporary.name, path.name)
-            raise InputError(
-                f"cannot write {path}: {why}; nothing half-written remains. "
-                "Check the free space and that you may write there"
-            ) from error
+    if suffix in MICROSCOPY:
+        return MICROSCOPY[suffix](path, spacing_mm)
+    if spacing_mm is not None:
+        raise InputError(f"{path} tells its voxel size itself; spacing_mm is for {', '.join(MICROSCOPY)}")
+    if path.is_dir() or (suffix not in IMAGE_READERS and dicom.is_dicom(path)):
+        return dicom.read_series(path)
+    return IMAGE_READERS.get(suffix, itk.read_volume)(path)

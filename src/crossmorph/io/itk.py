@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
+from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading, to_dtype
 from crossmorph.space import Array, Grid
+
+HEAD = 2**16
+"""Bytes in which a text header is looked for."""
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -47,8 +51,7 @@ def read_volume(path: Path) -> Volume:
     import SimpleITK as sitk
 
     with reading(path):
-        _check_spacing(path)
-        image = sitk.ReadImage(str(path))
+        image = read_image(path)
         values = sitk.GetArrayFromImage(image)
         axes, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
         if np.iscomplexobj(values):
@@ -64,10 +67,57 @@ def read_volume(path: Path) -> Volume:
         return Volume(channels.transpose(0, 3, 2, 1), affine_of(image), values.dtype, notes)
 
 
-def _check_spacing(path: Path) -> None:
-    """Refuse a text header with a negative spacing, which ITK would take as a flip; zero it refuses by itself."""
+def read_image(path: Path, kind: int | None = None) -> Any:
+    """A SimpleITK image, after a look at its header: sizes that the file can hold, data files beside it.
+
+    Args:
+        path: the file.
+        kind: SimpleITK's pixel type to read as; None as stored.
+    """
+    import SimpleITK as sitk
+
     with path.open("rb") as stream:
-        head = stream.read(4096).decode("latin-1")
+        head = stream.read(HEAD).decode("latin-1").partition("\0")[0]
+    _check_spacing(head)
+    data = _data_files(path, head)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    shape = (*reader.GetSize(), reader.GetNumberOfComponents())
+    check_size(shape, int(bits[1]) // 8 if bits else 1, sum(file.stat().st_size for file in data))
+    if kind is not None:
+        reader.SetOutputPixelType(kind)
+    return reader.Execute()
+
+
+def _data_files(path: Path, head: str) -> list[Path]:
+    """The file, and those beside it that a text header names for its values; others are refused."""
+    if path.suffix.lower() not in (".mhd", ".mha", ".nhdr", ".nrrd"):
+        return [path]
+    named = re.search(
+        r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)((?:.|\n)*)", head, re.MULTILINE | re.IGNORECASE
+    )
+    first = named[1].strip() if named else ""
+    if not named or first.upper() in ("", "LOCAL"):
+        return [path]
+    listed = re.match(r"LIST\b", first, re.IGNORECASE)
+    names = [line.strip() for line in named[2].splitlines() if line.strip()] if listed else [first.split(" ")[0]]
+    for name in names:
+        if name.startswith(("/", "\\", "~")) or ":" in name or ".." in re.split(r"[/\\]", name):
+            raise InputError(
+                f"its values are said to be in {name[:80]!r}; they must be beside the header. Move them there"
+            )
+    found = [path.parent / name for name in names]
+    return [path, *(file for file in found if file.is_file())] if "%" not in first else [path, *_siblings(path)]
+
+
+def _siblings(path: Path) -> list[Path]:
+    return [file for file in path.parent.iterdir() if file.is_file() and file != path]
+
+
+def _check_spacing(head: str) -> None:
+    """Refuse a text header with a negative spacing, which ITK would take as a flip; zero it refuses by itself."""
     line = re.search(r"^(?:ElementSpacing\s*=|spacings:)(.*)$", head, re.MULTILINE)
     if line and re.search(r"(?:^|\s)-", line[1]):
         raise InputError(

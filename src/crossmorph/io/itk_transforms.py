@@ -9,6 +9,7 @@ Sizes: ITK stores displacements as float64 without compression, 24 bytes a voxel
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from crossmorph.space import Array, Grid
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, compose
 
 FLIP = np.diag(itk.LPS)[:3]
+MAT_BYTES = 4096
+"""An ITK .mat holds one linear map: some 300 bytes."""
+
 BSPLINE_SAMPLES = 8
 """Displacements sampled in each cell of a B-spline's control grid."""
 
@@ -29,8 +33,10 @@ BSPLINE_SAMPLES = 8
 # -- ITK transform files -----------------------------------------------------------------------------------------
 
 
-def read_itk(path: Path) -> Transform:
+def read_itk(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> Transform:
     """Read a .h5, .hdf5, .tfm, .txt or .mat file of ITK. B-splines become displacement fields.
+
+    World coordinates say everything, so the grids of the images are not looked at, here and in the other readers.
 
     Raises:
         InputError: it is no such file, not 3-D, or holds a kind of transform that is not understood.
@@ -38,7 +44,36 @@ def read_itk(path: Path) -> Transform:
     import SimpleITK as sitk
 
     with reading(path, "a transform"):
+        if path.suffix.lower() == ".mat":
+            _check_mat(path)
+        elif path.suffix.lower() in (".tfm", ".txt"):
+            _check_text(path)
         return _from_itk(sitk.ReadTransform(str(path)))
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a text file that ends within its last line, which ITK takes as it is."""
+    with path.open("rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - MAT_BYTES))
+        last = stream.read().rstrip(b" \r").rpartition(b"\nFixedParameters:")[2]
+    if not re.fullmatch(rb"[-+.\deE \t\r]*\n\s*", last):
+        raise ValueError("it does not end with a whole line FixedParameters")
+
+
+def _check_mat(path: Path) -> None:
+    """Refuse a .mat of FSL, which is text, and one of MATLAB whose arrays claim more than the file holds."""
+    raw = path.read_bytes()[:MAT_BYTES]
+    words = raw.split()
+    if len(words) == 16 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words):
+        raise InputError("it is a matrix of FSL's flirt; say so (--kind fsl, and both images)")
+    at = 0
+    for _ in range(2):  # parameters and fixed parameters: type, rows, columns, imaginary, length of name
+        head = np.frombuffer(raw[at : at + 20].ljust(20, b"\0"), "<i4")
+        size = int(head[1]) * int(head[2]) * (8 if int(head[0]) // 10 % 10 == 0 else 4)
+        if head.min() < 0 or not 0 < int(head[4]) < 100 or at + 20 + int(head[4]) + size > len(raw):
+            raise ValueError("it is no MATLAB file of one linear map")
+        at += 20 + int(head[4]) + size
 
 
 def write_itk(transform: Transform, path: Path) -> None:
@@ -147,7 +182,7 @@ def _vector_image(transform: DisplacementField, dtype: type[np.floating[Any]]) -
 # -- displacement fields as images -------------------------------------------------------------------------------
 
 
-def read_field(path: Path) -> DisplacementField:
+def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read a displacement field from .mha, .mhd, .nrrd or .nhdr: three LPS components a voxel.
 
     Raises:
@@ -156,18 +191,18 @@ def read_field(path: Path) -> DisplacementField:
     import SimpleITK as sitk
 
     with reading(path, "a displacement field"):
-        return _field_of(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+        return _field_of(itk.read_image(path, sitk.sitkVectorFloat64))
 
 
 def write_field(transform: Transform, path: Path) -> None:
-    """Write a displacement field as .mha or .nrrd, float32, compressed."""
+    """Write a displacement field as .mha or .nrrd, float32, compressed; 3D Slicer's grid transform."""
     import SimpleITK as sitk
 
-    image = _vector_image(_only_field(transform), np.float32)
+    image = _vector_image(_as_field(transform), np.float32)
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def read_nifti_field(path: Path) -> DisplacementField:
+def read_nifti_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> DisplacementField:
     """Read a displacement field as ANTs and ITK write it: NIfTI (I, J, K, 1, 3) with a vector intent, LPS mm.
 
     Raises:
@@ -180,7 +215,7 @@ def read_nifti_field(path: Path) -> DisplacementField:
 
 def write_nifti_field(transform: Transform, path: Path) -> None:
     """Write a displacement field as ANTs and ITK do. ITK straightens sheared NIfTI axes, so these are refused."""
-    transform = _only_field(transform)
+    transform = _as_field(transform)
     if transform.grid.shear_deg > 0.01:
         raise InputError(
             f"ITK misreads NIfTI fields on sheared axes ({transform.grid}); use .h5, .mha or "
@@ -189,7 +224,13 @@ def write_nifti_field(transform: Transform, path: Path) -> None:
     nifti.write_vectors(_lps_vectors(transform, np.float32), transform.grid, path)
 
 
-def _only_field(transform: Transform) -> DisplacementField:
-    if not isinstance(transform, DisplacementField):
-        raise InputError(f"an image holds a displacement field, not a {type(transform).__name__}; use .h5")
-    return transform
+def _as_field(transform: Transform) -> DisplacementField:
+    """The transform as one field; anything else is sampled on the grid of the fixed image."""
+    if isinstance(transform, DisplacementField):
+        return transform
+    if transform.fixed_grid is None:
+        raise InputError(
+            f"an image holds a displacement field, not a {type(transform).__name__}; use .h5, or tell the grid of "
+            "the fixed image, on which it is then sampled (--fixed)"
+        )
+    return DisplacementField(transform.displacements(transform.fixed_grid), transform.fixed_grid)

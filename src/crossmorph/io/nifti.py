@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmorph.errors import InputError
+from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading, to_dtype
 from crossmorph.space import Array, Grid
 
@@ -47,7 +48,11 @@ def _load(path: Path) -> Any:
     import nibabel as nib
 
     _check_spacing(path)
-    return nib.load(path)
+    image: Any = nib.load(path)
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise InputError("it holds no volume")
+    check_size(image.shape, image.get_data_dtype().itemsize, path.stat().st_size, path.suffix.lower() != ".nii")
+    return image
 
 
 def is_displacement(image: Any) -> bool:
@@ -225,5 +230,24 @@ def write_vectors(vectors: NDArray[Any], grid: Grid, path: Path) -> None:
 
     image = nib.Nifti1Image(np.moveaxis(vectors, 0, -1)[:, :, :, None], grid.affine)
     image.header.set_intent("vector")
+    set_geometry(image, grid)
+    nib.save(image, path)
+
+
+def read_components(path: Path) -> tuple[NDArray[Any], Array, int]:
+    """(3, I, J, K) frames, the affine and the intent code of a four-axis NIfTI of three frames."""
+    image = _load(path)
+    if len(image.shape) != 4 or image.shape[3] != 3 or "intent_code" not in image.header:
+        raise InputError(f"it must be a NIfTI of axes (I, J, K, 3), but its axes are {image.shape}")
+    affine, _ = _affine(image, path)
+    return np.moveaxis(np.asanyarray(image.dataobj), -1, 0), affine, int(image.header["intent_code"])
+
+
+def write_components(components: NDArray[Any], grid: Grid, intent: int, path: Path) -> None:
+    """Write (I, J, K, 3) as four-axis NIfTI with an intent code."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(components, grid.affine)
+    image.header.set_intent(intent, allow_unknown=True)
     set_geometry(image, grid)
     nib.save(image, path)

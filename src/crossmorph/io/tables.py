@@ -17,6 +17,10 @@ FIXED = tuple(f"fixed_{axis}" for axis in XYZ)
 MOVING = tuple(f"moving_{axis}" for axis in XYZ)
 
 
+LARGEST_TEXT = 2**28
+"""Bytes of a text file of points, at most."""
+
+
 def read_points(path: Path) -> Points:
     """Columns x, y, z and, if there, name; other columns are left out.
 
@@ -52,6 +56,8 @@ def write_points(points: Points, path: Path) -> None:
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     with reading(path, "a CSV of points"), path.open(newline="", encoding="utf-8-sig") as stream:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise InputError(f"the file is larger than {LARGEST_TEXT >> 20} MiB")
         header = [name.strip() for name in next(csv.reader([stream.readline()]), [])]
         missing = [name for name in columns if name not in header]
         if missing:
@@ -73,6 +79,12 @@ def _numbers(path: Path, rows: list[dict[str, str]], columns: Sequence[str]) -> 
                 values[line, column] = float(row[name])
             except ValueError:
                 raise InputError(f"{path}: point {line + 1}: {name} is {row[name]!r}, not a number") from None
-    if not torch.isfinite(values).all():
-        raise InputError(f"{path}: a coordinate is NaN or infinite")
-    return values
+    with reading(path):
+        return finite(values)
+
+
+def finite(xyz: torch.Tensor) -> torch.Tensor:
+    """The same coordinates, if they are numbers."""
+    if not torch.isfinite(xyz).all():
+        raise InputError("a coordinate is NaN or infinite")
+    return xyz

@@ -25,6 +25,9 @@ Similarity = Callable[[torch.Tensor, torch.Tensor], tuple[float, torch.Tensor]]
 """From moving features (I, J, K, F) on the fixed grid and where they are known (I, J, K), to a value to be made
 small and its derivative by those features."""
 
+Pull = Callable[[Matrix], tuple[float, Vector]]
+"""From a map (4, 4) of fixed to fixed points to a value and its derivative by the first three rows."""
+
 SIZES: dict[Model, int] = {"translation": 3, "rigid": 6, "similarity": 7, "affine": 12}
 
 
@@ -115,6 +118,7 @@ def fit(
     frame: Frame,
     iterations: int = 50,
     tolerance_mm: float = 0.005,
+    pull: Pull | None = None,
 ) -> Fit:
     """The map of ``frame.model``, near the identity, that makes a similarity smallest.
 
@@ -128,6 +132,7 @@ def fit(
         frame: the model with its centre and radius.
         iterations: of BFGS, at most.
         tolerance_mm: it ends when no parameter changes by more than this.
+        pull: another term, by the map's matrix, in units of the similarity's slope at the start times 1 mm.
 
     Returns:
         A map of fixed points to fixed points, to be applied before the start.
@@ -138,13 +143,13 @@ def fit(
     def objective(parameters: Vector) -> tuple[float, Vector]:
         nonlocal count
         count += 1
-        matrix, slopes = frame.matrix(parameters), frame.slopes(parameters)
+        matrix = frame.matrix(parameters)
         voxels = (to_voxels @ matrix @ from_voxels)[:3]
         values, inside = seen(features, known, voxels, mask)
         value, by_value = similarity(values, inside)
         by_voxels = pulled(features, voxels, inside, by_value)
         by_matrix = to_voxels[:3, :3].T @ by_voxels @ from_voxels.T
-        return value, np.einsum("pab,ab->p", slopes, by_matrix)
+        return value, _chained(frame, parameters, by_matrix)
 
     def watch(parameters: Vector) -> None:
         nonlocal last
@@ -161,11 +166,22 @@ def fit(
     def scaled(parameters: Vector) -> tuple[float, Vector]:
         """With a slope of one at the start, the first step is about 1 mm long, whatever the similarity's range."""
         value, by_parameters = objective(parameters)
-        return value / size, by_parameters / size
+        value, by_parameters = value / size, by_parameters / size
+        if pull is not None:
+            more, by_matrix = pull(frame.matrix(parameters))
+            value, by_parameters = value + more, by_parameters + _chained(frame, parameters, by_matrix)
+        return value, by_parameters
 
+    first = before if pull is None else before + size * pull(np.eye(4))[0]
     options = {"maxiter": iterations, "gtol": 1e-9}
     found = minimize(scaled, start, jac=True, method="BFGS", callback=watch, options=options)
     value = float(found.fun) * size
-    if not value < before:
-        return Fit(np.eye(4), before, before, count)
-    return Fit(frame.matrix(found.x), value, before, count)
+    if not value < first:
+        return Fit(np.eye(4), first, first, count)
+    return Fit(frame.matrix(found.x), value, first, count)
+
+
+def _chained(frame: Frame, parameters: Vector, by_matrix: Matrix) -> Vector:
+    """A derivative by the matrix as one by the parameters."""
+    by_parameters: Vector = np.einsum("pab,ab->p", frame.slopes(parameters), by_matrix)
+    return by_parameters

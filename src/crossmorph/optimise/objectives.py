@@ -13,7 +13,7 @@ from crossmorph.describe.mind import mind_ssc
 from crossmorph.kernels.linear import Matrix
 from crossmorph.match.cost import expected_cost
 from crossmorph.match.view import View
-from crossmorph.optimise.linear import Fit, Frame, Model, Similarity, fit
+from crossmorph.optimise.linear import Fit, Frame, Model, Pull, Similarity, fit
 from crossmorph.optimise.similarity import (
     correlation,
     dot_product,
@@ -45,10 +45,11 @@ class Problem:
     from_voxels: Matrix
     mask: torch.Tensor
 
-    def solved(self, model: Model) -> Fit:
-        """The map of a model that fits best."""
+    def solved(self, model: Model, pull: Pull | None = None) -> Fit:
+        """The map of a model that fits best, with another term if given."""
         frame = Frame(model, *_centre_and_radius(self.mask, self.from_voxels))
-        return fit(self.similarity, self.features, self.known, self.to_voxels, self.from_voxels, self.mask, frame)
+        places = (self.to_voxels, self.from_voxels, self.mask)
+        return fit(self.similarity, self.features, self.known, *places, frame, pull=pull)
 
 
 def _centre_and_radius(mask: torch.Tensor, from_voxels: Matrix) -> tuple[np.ndarray, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -26,11 +27,13 @@ from crossmorph.match.start import (
     turned_starts,
 )
 from crossmorph.match.view import COARSE_VOXELS, FINE_VOXELS, View, views
+from crossmorph.optimise.landmarks import Landmarks
 from crossmorph.optimise.linear import Model
 from crossmorph.optimise.objectives import OBJECTIVES, mind
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.record import Journal
 from crossmorph.settings import Linear
+from crossmorph.space import map_points
 
 CONVINCING = 0.75
 """Agreement of the search forth and back from which a pose is taken without looking further."""
@@ -46,6 +49,9 @@ STEPS = 6
 
 HOPELESS = 0.75
 """After two steps, a start with less than this share of the best agreement so far is left."""
+
+LEFT_OUT = 10
+"""Landmarks that are left out in turn, at most."""
 
 STILL = 0.25
 """A coarse pose stands still when no corner of the body's box moves by more than this many voxels."""
@@ -88,7 +94,13 @@ class Candidate:
 
 
 def align(
-    fixed: Image, moving: Image, settings: Linear, journal: Journal, initial: Matrix | None = None, seed: int = 0
+    fixed: Image,
+    moving: Image,
+    settings: Linear,
+    journal: Journal,
+    initial: Matrix | None = None,
+    seed: int = 0,
+    landmarks: Landmarks | None = None,
 ) -> Matrix:
     """The linear map (4, 4) from fixed to moving points.
 
@@ -102,6 +114,8 @@ def align(
         journal: takes stages, all candidate starts, and what was kept and dropped.
         initial: pose to start from in place of the headers' world coordinates.
         seed: for random starts.
+        landmarks: the start is where they fit best, and every fit keeps them near their matches. The journal gets
+            the error at each one when it is left out.
 
     Raises:
         InputError: no start brings the images together, or there is no structure to rank starts by.
@@ -111,13 +125,41 @@ def align(
         return header
     with journal.stage("start"):
         coarse = views(fixed, moving, COARSE_VOXELS)
-        pose = _start(*coarse, header, settings, journal, seed, (fixed.name, moving.name))
+        if landmarks is None:
+            pose = _start(*coarse, header, settings, journal, seed, (fixed.name, moving.name))
+        else:
+            pose = landmarks.pose(header, settings.model != "translation")
+            journal.note("start", {"from": "landmarks"})
     fine = views(fixed, moving, FINE_VOXELS)
     models: tuple[Model, ...] = ("rigid", "affine") if settings.model == "affine" else (settings.model,)
     for model in models:
         with journal.stage(model):
-            pose = _fitted(coarse, fine, pose, model, settings, journal)
+            pose = _fitted(coarse, fine, pose, model, settings, journal, landmarks)
+    if landmarks is not None:
+        with journal.stage("leave one out"):
+            journal.note("landmarks left out", _left_out(coarse, fine, models, header, settings, landmarks))
     return pose
+
+
+def _left_out(
+    coarse: tuple[View, View],
+    fine: tuple[View, View],
+    models: tuple[Model, ...],
+    header: Matrix,
+    settings: Linear,
+    landmarks: Landmarks,
+) -> dict[str, float]:
+    """Name of a landmark to its error in mm after a linear stage that did not know it; of some where many."""
+    chosen = np.unique(np.linspace(0, len(landmarks.names) - 1, LEFT_OUT).astype(int))
+    found = {}
+    for n in chosen if len(landmarks.names) > 1 else ():
+        others = landmarks.without(int(n))
+        pose = others.pose(header, settings.model != "translation")
+        for model in models:
+            pose = _fitted(coarse, fine, pose, model, settings, Journal(), others)
+        error = np.linalg.norm(map_points(pose, landmarks.fixed[n]) - landmarks.moving[n])
+        found[landmarks.names[n]] = round(float(error), 3)
+    return found
 
 
 def _start(
@@ -249,6 +291,7 @@ def _fitted(
     model: Model,
     settings: Linear,
     journal: Journal,
+    landmarks: Landmarks | None = None,
 ) -> Matrix:
     """The pose after a fit of one model, or the same pose where the fit did not help."""
     found = pose
@@ -256,7 +299,8 @@ def _fitted(
         agreed = step(coarse[0], cells(coarse[0]), coarse[1], pose, "affine")
         found = pose if agreed is None else agreed.matrix
     for views_, objective in ((coarse, mind), (fine, OBJECTIVES[settings.similarity])):
-        found = found @ objective(*views_, found).solved(model).matrix
+        pull = None if landmarks is None else partial(landmarks.pull, found)
+        found = found @ objective(*views_, found).solved(model, pull).matrix
     judge, name = (_likeness, "MIND-SSC") if settings.similarity == "mi" else (_information, "mutual information")
     scores = _compared(judge, *fine, pose, found)
     size = float(np.linalg.det(found[:3, :3]) / np.linalg.det(pose[:3, :3]))

@@ -27,6 +27,7 @@ from crossmorph.match.convex import coupled_convex
 from crossmorph.match.cost import expected_cost
 from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import refine, resize
+from crossmorph.optimise.landmarks import OnGrid
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
 from crossmorph.record import Journal
@@ -74,6 +75,7 @@ def mcbo(
     movings: Sequence[Volume],
     settings: Mcbo,
     journal: Journal,
+    landmarks: OnGrid | None = None,
 ) -> torch.Tensor:
     """Displacement from fixed to moving on the working grid.
 
@@ -81,6 +83,7 @@ def mcbo(
         fixed, movings: volumes on one grid; several moving modalities share one displacement.
         settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
         journal: takes progress, seconds and notes.
+        landmarks: on the working grid; the refinements keep them near their matches.
 
     Returns:
         (3, A, B, C) float32: displacement in cells of a grid of A x B x C cells over the working grid's field of
@@ -98,9 +101,11 @@ def mcbo(
         with journal.stage(f"search level {level}"):
             field = search(fixed, movings, level, settings, field)
     assert field is not None
+    if landmarks is not None:
+        field = landmarks.resized(field.shape[1:]).moved(field)
     for number, stage in enumerate(settings.refine, start=1):
         with journal.stage(f"refine {number}"):
-            field = _refined(fixed, movings, field, stage, settings, journal)
+            field = _refined(fixed, movings, field, stage, settings, journal, landmarks)
     return field
 
 
@@ -290,6 +295,7 @@ def _refined(
     stage: Refinement,
     settings: Mcbo,
     journal: Journal,
+    landmarks: OnGrid | None = None,
 ) -> torch.Tensor:
     """``field`` after one refinement, in cells of the stage's control grid."""
     target, sources = fixed.pooled(stage.level), [moving.pooled(stage.level) for moving in movings]
@@ -302,7 +308,11 @@ def _refined(
     anchor = smooth(start, 3) if stage.anchored else None
 
     def term(similarity: str) -> DataTerm:
-        return _mean_term(target, sources, similarity, settings.reproduce)
+        data = _mean_term(target, sources, similarity, settings.reproduce)
+        if landmarks is None:
+            return data
+        share = (3 * stage.control) ** 3 / max(int(target.weight.sum()), 1)
+        return landmarks.resized(shape).added_to(data, share)
 
     def fit(data: DataTerm, smoothness: float, begin: torch.Tensor, iterations: int) -> torch.Tensor:
         return refine(

@@ -111,6 +111,8 @@ class Transform(ABC):
             raise InputError(
                 f"these {kind} do not say which space they live in; set space to {self.fixed!r} or {self.moving!r}"
             )
+        if space is None and isinstance(thing, Image | Labels):
+            self._check_grid(thing)
         if space in (first, None):
             return True
         if space == second:
@@ -119,6 +121,16 @@ class Transform(ABC):
             f"the {kind} to move live in space {space!r}, but this transform joins {self.fixed!r} and "
             f"{self.moving!r}; name one of these, or use another transform"
         )
+
+    def _check_grid(self, thing: Image | Labels) -> None:
+        """Refuse a volume that names no space and has the fixed image's grid, but not the moving one's."""
+        if self.fixed_grid is None or self.moving_grid is None:
+            return
+        if thing.grid.same_as(self.fixed_grid) and not thing.grid.same_as(self.moving_grid):
+            raise InputError(
+                f"{thing.name} names no space, and its grid is that of {self.fixed!r} ({self.fixed_grid}), not of "
+                f"{self.moving!r} ({self.moving_grid}), which is what a transform draws; set space to one of both"
+            )
 
     def _landing_grid(self, like: Any) -> Grid:
         grid = self.fixed_grid if like is None else getattr(like, "grid", like)
