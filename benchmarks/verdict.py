@@ -1,0 +1,214 @@
+"""Whether the verdict tells right registrations from wrong ones.
+
+python benchmarks/verdict.py -o FOLDER
+
+Right: the pairs of pairs.csv, the cases of truth_cases.csv and three phantoms, registered by default. Wrong on
+purpose: the same transforms with left and right exchanged, 30 mm off, or of another subject; another anatomy
+put in the place of the moving image or registered to the fixed one; and moving images whose headers exchange left
+and right, registered. Registrations that FOLDER holds already are not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from cases import TRUTH_CACHE, data_folder, pairs, truth
+from tables import Row, update_section
+from tyro.conf import arg
+
+from crossmorph import io, register
+from crossmorph.errors import InputError
+from crossmorph.evaluate.tables import markdown, write_rows
+from crossmorph.image import Image
+from crossmorph.match.view import COARSE_VOXELS, views
+from crossmorph.phantom import make_pair
+from crossmorph.record import Journal
+from crossmorph.report.evidence import Evidence, read_evidence
+from crossmorph.result import Result
+from crossmorph.settings import Mcbo
+from crossmorph.space import Grid
+from crossmorph.transform import Affine, Chain, Transform
+
+OTHER_BODIES = (
+    ("ixi_head-totalseg_ct", "ixi_train/IXI538-HH-2411_T1", "ct_mr/totalseg_ct"),
+    ("totalseg_ct-spinal_t2", "ct_mr/totalseg_ct", "spinal_cord/t2"),
+    ("nichart_T1-totalseg_mr", "nichart/Subj1_T1", "ct_mr/totalseg_mr"),
+    ("spinal_t2-prostate_adc", "spinal_cord/t2", "prostate/adc"),
+    ("prostate_t2-ixi_head", "prostate/t2_tra", "ixi_train/IXI646-HH-2653_T1"),
+    ("mni_ct-totalseg_mr", "ct_mr/mni_ct", "ct_mr/totalseg_mr"),
+)
+"""Name, fixed and moving image of registrations that cannot be right."""
+
+MIRRORED = ("nichart_T1of2_to_T1of1", "ixi_IXI634_to_IXI631", "nichart_FL16_to_T1of13", "totalseg_mr_to_ct")
+"""Pairs that are registered once more with the moving header mirrored."""
+
+SHIFT_MM = 30.0
+SMALL_MM = 80.0
+"""Bodies shorter than this are shifted by a third of their length instead."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Judge right and wrong registrations."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder of the registrations, and of verdict.csv."""
+
+    truth_cache: Path = TRUTH_CACHE
+    """Where cases with known truth are kept."""
+
+    only_made: bool = False
+    """Judge the registrations that are there, and make no other."""
+
+    update_readme: str = ""
+    """Section of benchmarks/README.md to replace by the table."""
+
+    def run(self) -> None:
+        """Register what is missing, judge, write the CSV and print the table."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        rows: list[Row] = []
+        for kind, case, score in self._judged():
+            result = score()
+            scores = result.scores
+            row: Row = {"kind": kind, "case": case, "status": result.verdict.status}
+            row |= {"confirmed": min(scores["confirmed"].values()), "overlap": round(scores["overlap"], 3)}
+            row |= {"mirrored_cost_ratio": min(scores["mirrored_cost_ratio"].values())}
+            row |= {"reasons": "; ".join(result.verdict.reasons)}
+            rows.append(row)
+            print(*row.values(), flush=True)
+            write_rows(rows, self.output / "verdict.csv")
+        table = markdown(summary(rows))
+        print(table)
+        if self.update_readme:
+            page = Path(__file__).with_name("README.md")
+            update_section(page, self.update_readme, f"`python benchmarks/verdict.py -o FOLDER`\n\n{table}")
+
+    def _judged(self) -> Iterator[tuple[str, str, Callable[[], Result]]]:
+        """Kind, case and how to get at the result."""
+        found = {case: self._made(case, *files) for case, files in self._right().items()}
+        right = {case: evidence for case, evidence in found.items() if evidence}
+        for number, (case, evidence) in enumerate(right.items()):
+            yield "right", case, lambda e=evidence: as_result(e, e.transform, True)
+            for kind, moving, transform in wrong(number, case, right):
+                yield kind, case, lambda e=evidence, m=moving, t=transform: as_result(replace(e, movings=(m,)), t)
+        data = data_folder()
+        for case, fixed, moving in OTHER_BODIES:
+            evidence = self._made(f"body-{case}", data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz")
+            if evidence:
+                yield "other body, registered", case, lambda e=evidence: as_result(e, e.transform, True)
+        for case in MIRRORED:
+            if case in right:
+                fixed, moving = self._right()[case]
+                evidence = self._made(f"mirror-{case}", fixed, mirrored(moving, self.output))
+                if evidence:
+                    yield "mirrored header, registered", case, lambda e=evidence: as_result(e, e.transform, True)
+
+    def _right(self) -> dict[str, tuple[Path, Path]]:
+        data, phantoms = data_folder(), self.output / "phantoms"
+        every = [*pairs(data, self.truth_cache), *truth(data, self.truth_cache)]
+        files = {case.id: (case.fixed, case.moving) for case in every}
+        for seed in range(3):
+            folder = phantoms / str(seed)
+            names = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                pair = make_pair(seed=seed)
+                for image, name in zip((pair.fixed, pair.moving), names, strict=True):
+                    io.write(image, name)
+            files[f"phantom{seed}"] = names
+        return files
+
+    def _made(self, case: str, fixed: Path, moving: Path) -> Evidence | None:
+        """What a registration left, which is made first where it is missing; None where it was refused."""
+        folder = self.output / case
+        if not folder.is_dir():
+            if self.only_made:
+                return None
+            try:
+                register(io.read(fixed), io.read(moving), device="cpu").save(folder)
+            except InputError as error:
+                print(f"{case}: refused: {error}", flush=True)
+                return None
+        return read_evidence(folder, fixed, (moving,))
+
+
+def as_result(evidence: Evidence, transform: Transform, registered: bool = False) -> Result:
+    """A transform between two images as if it were the result of a registration.
+
+    ``registered``: whether it really is, so that the journal's notes belong to it.
+    """
+    journal = Journal()
+    journal.notes = evidence.record["choices"] if registered else {}
+    fixed, movings = evidence.fixed, evidence.movings
+    chain = Chain((transform,), fixed_grid=fixed.grid, moving_grid=movings[0].grid)
+    return Result(fixed, movings, chain, evidence.initial, Mcbo(), journal, 0, "cpu", fixed, movings)
+
+
+def wrong(number: int, case: str, right: dict[str, Evidence]) -> Iterator[tuple[str, Image, Transform]]:
+    """Kind, moving image and transform of registrations that are wrong on purpose."""
+    evidence = right[case]
+    moving = evidence.movings[0]
+    body = views(evidence.fixed, moving, COARSE_VOXELS)[0].points()
+    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirror[0, 3] = 2 * body[:, 0].mean()
+    yield "mirrored", moving, Chain((Affine(mirror), evidence.transform))
+    direction = np.random.default_rng(number).normal(size=3)
+    length = float(np.ptp(body, axis=0).max())
+    shift = direction / np.linalg.norm(direction) * (SHIFT_MM if length > SMALL_MM else length / 3)
+    yield "30 mm off", moving, Chain((Affine.translation(shift), evidence.transform))
+    others = list(right)
+    for other in others[number + 1 :] + others[:number]:
+        if family(other) == family(case) and not same_subjects(other, case):
+            yield "another subject's transform", moving, right[other].transform
+            break
+    strangers = [other for other in others if body_of(other) != body_of(case)]
+    stranger = right[strangers[number % len(strangers)]].movings[0]
+    first, second = views(evidence.fixed, stranger, COARSE_VOXELS)
+    yield "other body, centred", stranger, Affine.translation(second.points().mean(0) - first.points().mean(0))
+
+
+def family(case: str) -> str:
+    """Sets of cases whose transforms could be mixed up."""
+    return next(name for name in ("nichart", "ixi", "mni", "phantom", "ms", case) if case.startswith(name))
+
+
+def same_subjects(one: str, other: str) -> bool:
+    """The same two people of nichart, in T1 or FLAIR."""
+    digits = [[word.strip("FLTof") for word in case.replace("T1of", "").split("_")[1::2]] for case in (one, other)]
+    return one.startswith("nichart") and other.startswith("nichart") and digits[0] == digits[1]
+
+
+def body_of(case: str) -> str:
+    """What the images of a case show."""
+    bodies = {"phantom": "trunk", "totalseg": "trunk", "spinal": "neck", "mouse": "mouse"}
+    return next((body for name, body in bodies.items() if case.startswith(name)), "head")
+
+
+def mirrored(path: Path, folder: Path) -> Path:
+    """A copy of a volume whose header exchanges left and right."""
+    copy = folder / f"mirrored-{path.name}"
+    image = io.read(path)
+    grid = Grid(image.grid.shape, np.diag([-1.0, 1.0, 1.0, 1.0]) @ image.grid.affine)
+    io.write(replace(image, grid=grid), copy)
+    return copy
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Counts of each kind."""
+    table = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind]
+        counts = {status: sum(row["status"] == status for row in own) for status in ("ok", "check", "failed")}
+        shares = sorted(row["confirmed"] for row in own)
+        spread = f"{shares[0]:.2f} to {shares[-1]:.2f}"
+        table.append({"registrations": kind, "number": len(own), **counts, "confirmed": spread})
+    return table
+
+
+if __name__ == "__main__":
+    tyro.cli(Verdicts).run()
