@@ -5,11 +5,13 @@ python benchmarks/verdict.py -o FOLDER
 Right: the pairs of pairs.csv, the cases of truth_cases.csv and three phantoms, registered by default. Wrong on
 purpose: the same transforms with left and right exchanged, 30 mm off, or of another subject; another anatomy
 put in the place of the moving image or registered to the fixed one; and moving images whose headers exchange left
-and right, registered. Registrations that FOLDER holds already are not made again.
+and right, registered. Registrations and verdicts that FOLDER holds already are not made again. All are judged on
+images of at most a million voxels, as most scores are anyhow.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from crossmorph.match.view import COARSE_VOXELS, views
 from crossmorph.phantom import make_pair
 from crossmorph.record import Journal
 from crossmorph.report.evidence import Evidence, read_evidence
+from crossmorph.resample import downsample
 from crossmorph.result import Result
 from crossmorph.settings import Mcbo
 from crossmorph.space import Grid
@@ -57,7 +60,7 @@ class Verdicts:
     """Judge right and wrong registrations."""
 
     output: Annotated[Path, arg(aliases=("-o",))]
-    """Folder of the registrations, and of verdict.csv."""
+    """Folder of the registrations, and of verdict.csv, whose rows are kept."""
 
     truth_cache: Path = TRUTH_CACHE
     """Where cases with known truth are kept."""
@@ -71,8 +74,12 @@ class Verdicts:
     def run(self) -> None:
         """Register what is missing, judge, write the CSV and print the table."""
         self.output.mkdir(parents=True, exist_ok=True)
-        rows: list[Row] = []
+        table_file = self.output / "verdict.csv"
+        rows = kept_rows(table_file)
+        known = {(row["kind"], row["case"]) for row in rows}
         for kind, case, score in self._judged():
+            if (kind, case) in known:
+                continue
             result = score()
             scores = result.scores
             row: Row = {"kind": kind, "case": case, "status": result.verdict.status}
@@ -81,7 +88,7 @@ class Verdicts:
             row |= {"reasons": "; ".join(result.verdict.reasons)}
             rows.append(row)
             print(*row.values(), flush=True)
-            write_rows(rows, self.output / "verdict.csv")
+            write_rows(rows, table_file)
         table = markdown(summary(rows))
         print(table)
         if self.update_readme:
@@ -109,32 +116,55 @@ class Verdicts:
                     yield "mirrored header, registered", case, lambda e=evidence: as_result(e, e.transform, True)
 
     def _right(self) -> dict[str, tuple[Path, Path]]:
-        data, phantoms = data_folder(), self.output / "phantoms"
+        data = data_folder()
         every = [*pairs(data, self.truth_cache), *truth(data, self.truth_cache)]
         files = {case.id: (case.fixed, case.moving) for case in every}
-        for seed in range(3):
-            folder = phantoms / str(seed)
-            names = folder / "fixed.nii.gz", folder / "moving.nii.gz"
-            if not folder.is_dir():
-                folder.mkdir(parents=True)
-                pair = make_pair(seed=seed)
-                for image, name in zip((pair.fixed, pair.moving), names, strict=True):
-                    io.write(image, name)
-            files[f"phantom{seed}"] = names
-        return files
+        return files | {f"phantom{seed}": phantom_files(self.output, seed) for seed in range(3)}
 
     def _made(self, case: str, fixed: Path, moving: Path) -> Evidence | None:
-        """What a registration left, which is made first where it is missing; None where it was refused."""
-        folder = self.output / case
-        if not folder.is_dir():
-            if self.only_made:
-                return None
-            try:
-                register(io.read(fixed), io.read(moving), device="cpu").save(folder)
-            except InputError as error:
-                print(f"{case}: refused: {error}", flush=True)
-                return None
-        return read_evidence(folder, fixed, (moving,))
+        there = (self.output / case).is_dir()
+        return made(self.output, case, fixed, moving) if there or not self.only_made else None
+
+
+def kept_rows(path: Path) -> list[Row]:
+    """Rows of an earlier run."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [{**row, "confirmed": float(row["confirmed"])} for row in csv.DictReader(stream)]
+
+
+def phantom_files(out: Path, seed: int) -> tuple[Path, Path]:
+    """The scans of a phantom, written when first asked for."""
+    folder = out / "phantoms" / str(seed)
+    fixed, moving = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        pair = make_pair(seed=seed)
+        io.write(pair.fixed, fixed)
+        io.write(pair.moving, moving)
+    return fixed, moving
+
+
+def made(out: Path, case: str, fixed: Path, moving: Path) -> Evidence | None:
+    """What a registration left, which is made first where it is missing; None where it was refused."""
+    folder = out / case
+    if not folder.is_dir():
+        try:
+            register(io.read(fixed), io.read(moving), device="cpu").save(folder)
+        except InputError as error:
+            print(f"{case}: refused: {error}", flush=True)
+            return None
+    evidence = read_evidence(folder, fixed, (moving,))
+    return replace(evidence, fixed=at_most(evidence.fixed), movings=tuple(map(at_most, evidence.movings)))
+
+
+def at_most(image: Image, voxels: int = 1_000_000) -> Image:
+    """The image, made coarser where it has more voxels."""
+    shrink = (np.prod(image.grid.shape) / voxels) ** (1 / 3)
+    if shrink <= 1:
+        return image
+    return downsample(image, image.grid.resized([max(2, round(n / shrink)) for n in image.grid.shape]))
 
 
 def as_result(evidence: Evidence, transform: Transform, registered: bool = False) -> Result:
