@@ -73,13 +73,11 @@ class Confidence:
     def _cases(self) -> Any:
         for case in truth(data_folder(), self.truth_cache):
             evidence = made(self.output, case.id, case.fixed, case.moving)
-            if evidence:
-                yield case.id, evidence, io.read_point_pairs(case.fixed.with_name("points.csv"))
+            yield case.id, evidence, io.read_point_pairs(case.fixed.with_name("points.csv"))
         for seed in range(3):
             evidence = made(self.output, f"phantom{seed}", *phantom_files(self.output, seed))
-            if evidence:
-                pair = make_pair(seed=seed)
-                yield f"phantom{seed}", evidence, (pair.fixed_points, pair.moving_points)
+            pair = make_pair(seed=seed)
+            yield f"phantom{seed}", evidence, (pair.fixed_points, pair.moving_points)
 
 
 def errors(evidence: Evidence, fixed: Points, moving: Points) -> tuple[np.ndarray, np.ndarray]:

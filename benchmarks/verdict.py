@@ -12,19 +12,21 @@ images of at most a million voxels, as most scores are anyhow.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from cases import TRUTH_CACHE, data_folder, pairs, truth
+from numpy.typing import NDArray
 from tables import Row, update_section
 from tyro.conf import arg
 
 from crossmorph import io, register
-from crossmorph.errors import InputError
 from crossmorph.evaluate.tables import markdown, write_rows
 from crossmorph.image import Image
 from crossmorph.match.view import COARSE_VOXELS, views
@@ -41,14 +43,13 @@ OTHER_BODIES = (
     ("ixi_head-totalseg_ct", "ixi_train/IXI538-HH-2411_T1", "ct_mr/totalseg_ct"),
     ("totalseg_ct-spinal_t2", "ct_mr/totalseg_ct", "spinal_cord/t2"),
     ("nichart_T1-totalseg_mr", "nichart/Subj1_T1", "ct_mr/totalseg_mr"),
-    ("spinal_t2-prostate_adc", "spinal_cord/t2", "prostate/adc"),
-    ("prostate_t2-ixi_head", "prostate/t2_tra", "ixi_train/IXI646-HH-2653_T1"),
-    ("mni_ct-totalseg_mr", "ct_mr/mni_ct", "ct_mr/totalseg_mr"),
 )
 """Name, fixed and moving image of registrations that cannot be right."""
 
-MIRRORED = ("nichart_T1of2_to_T1of1", "ixi_IXI634_to_IXI631", "nichart_FL16_to_T1of13", "totalseg_mr_to_ct")
+MIRRORED = ("nichart_T1of2_to_T1of1", "ixi_IXI634_to_IXI631", "phantom0")
 """Pairs that are registered once more with the moving header mirrored."""
+
+Floats = NDArray[np.floating[Any]]
 
 SHIFT_MM = 30.0
 SMALL_MM = 80.0
@@ -97,23 +98,20 @@ class Verdicts:
 
     def _judged(self) -> Iterator[tuple[str, str, Callable[[], Result]]]:
         """Kind, case and how to get at the result."""
-        found = {case: self._made(case, *files) for case, files in self._right().items()}
-        right = {case: evidence for case, evidence in found.items() if evidence}
-        for number, (case, evidence) in enumerate(right.items()):
-            yield "right", case, lambda e=evidence: as_result(e, e.transform, True)
-            for kind, moving, transform in wrong(number, case, right):
-                yield kind, case, lambda e=evidence, m=moving, t=transform: as_result(replace(e, movings=(m,)), t)
-        data = data_folder()
+        data, files = data_folder(), self._right()
         for case, fixed, moving in OTHER_BODIES:
-            evidence = self._made(f"body-{case}", data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz")
-            if evidence:
-                yield "other body, registered", case, lambda e=evidence: as_result(e, e.transform, True)
+            files[f"body-{case}"] = data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz"
         for case in MIRRORED:
-            if case in right:
-                fixed, moving = self._right()[case]
-                evidence = self._made(f"mirror-{case}", fixed, mirrored(moving, self.output))
-                if evidence:
-                    yield "mirrored header, registered", case, lambda e=evidence: as_result(e, e.transform, True)
+            files[f"mirror-{case}"] = files[case][0], mirrored(files[case][1], self.output)
+        evidence = cache(lambda case: made(self.output, case, *files[case]))
+        there = [case for case in files if not self.only_made or (self.output / case).is_dir()]
+        special = {"body": "other body, registered", "mirror": "mirrored header, registered"}
+        right = [case for case in there if case.split("-")[0] not in special]
+        for case in (case for case in there if case not in right):
+            yield special[case.split("-")[0]], case, partial(registered, evidence(case))
+        for number, case in enumerate(by_turns(right)):
+            yield "right", case, partial(registered, evidence(case))
+            yield from ((kind, case, make) for kind, make in wrong(number, case, right, evidence))
 
     def _right(self) -> dict[str, tuple[Path, Path]]:
         data = data_folder()
@@ -121,9 +119,15 @@ class Verdicts:
         files = {case.id: (case.fixed, case.moving) for case in every}
         return files | {f"phantom{seed}": phantom_files(self.output, seed) for seed in range(3)}
 
-    def _made(self, case: str, fixed: Path, moving: Path) -> Evidence | None:
-        there = (self.output / case).is_dir()
-        return made(self.output, case, fixed, moving) if there or not self.only_made else None
+
+def by_turns(cases: list[str]) -> list[str]:
+    """One case of every family, then the second ones, and so on."""
+    seen: Counter[str] = Counter()
+    places = {}
+    for case in cases:
+        places[case] = seen[family(case)]
+        seen[family(case)] += 1
+    return sorted(cases, key=lambda case: places[case])
 
 
 def kept_rows(path: Path) -> list[Row]:
@@ -146,15 +150,11 @@ def phantom_files(out: Path, seed: int) -> tuple[Path, Path]:
     return fixed, moving
 
 
-def made(out: Path, case: str, fixed: Path, moving: Path) -> Evidence | None:
-    """What a registration left, which is made first where it is missing; None where it was refused."""
+def made(out: Path, case: str, fixed: Path, moving: Path) -> Evidence:
+    """What a registration left, which is made first where it is missing."""
     folder = out / case
     if not folder.is_dir():
-        try:
-            register(io.read(fixed), io.read(moving), device="cpu").save(folder)
-        except InputError as error:
-            print(f"{case}: refused: {error}", flush=True)
-            return None
+        register(io.read(fixed), io.read(moving), device="cpu").save(folder)
     evidence = read_evidence(folder, fixed, (moving,))
     return replace(evidence, fixed=at_most(evidence.fixed), movings=tuple(map(at_most, evidence.movings)))
 
@@ -167,39 +167,68 @@ def at_most(image: Image, voxels: int = 1_000_000) -> Image:
     return downsample(image, image.grid.resized([max(2, round(n / shrink)) for n in image.grid.shape]))
 
 
-def as_result(evidence: Evidence, transform: Transform, registered: bool = False) -> Result:
-    """A transform between two images as if it were the result of a registration.
+def registered(evidence: Evidence) -> Result:
+    """The result that a folder holds."""
+    return as_result(evidence, evidence.movings[0], evidence.transform, evidence.record["choices"])
 
-    ``registered``: whether it really is, so that the journal's notes belong to it.
-    """
+
+def as_result(
+    evidence: Evidence, moving: Image, transform: Transform, choices: dict[str, Any] | None = None
+) -> Result:
+    """A transform as if it were the result of a registration to the fixed image."""
     journal = Journal()
-    journal.notes = evidence.record["choices"] if registered else {}
-    fixed, movings = evidence.fixed, evidence.movings
-    chain = Chain((transform,), fixed_grid=fixed.grid, moving_grid=movings[0].grid)
+    journal.notes = choices or {}
+    fixed, movings = evidence.fixed, (moving,)
+    chain = Chain((transform,), fixed_grid=fixed.grid, moving_grid=moving.grid)
     return Result(fixed, movings, chain, evidence.initial, Mcbo(), journal, 0, "cpu", fixed, movings)
 
 
-def wrong(number: int, case: str, right: dict[str, Evidence]) -> Iterator[tuple[str, Image, Transform]]:
-    """Kind, moving image and transform of registrations that are wrong on purpose."""
-    evidence = right[case]
-    moving = evidence.movings[0]
-    body = views(evidence.fixed, moving, COARSE_VOXELS)[0].points()
-    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
-    mirror[0, 3] = 2 * body[:, 0].mean()
-    yield "mirrored", moving, Chain((Affine(mirror), evidence.transform))
-    direction = np.random.default_rng(number).normal(size=3)
-    length = float(np.ptp(body, axis=0).max())
-    shift = direction / np.linalg.norm(direction) * (SHIFT_MM if length > SMALL_MM else length / 3)
-    yield "30 mm off", moving, Chain((Affine.translation(shift), evidence.transform))
-    others = list(right)
-    for other in others[number + 1 :] + others[:number]:
-        if family(other) == family(case) and not same_subjects(other, case):
-            yield "another subject's transform", moving, right[other].transform
-            break
+def wrong(
+    number: int, case: str, right: list[str], evidence: Callable[[str], Evidence]
+) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """Kinds of registrations that are wrong on purpose, and what makes them.
+
+    Args:
+        number: seed of the direction of a shift, and which of the strangers is taken.
+        case: the right one that they are made of.
+        right: all cases.
+        evidence: of a case.
+    """
+
+    def turned(change: Callable[[Floats], Affine]) -> Result:
+        own = evidence(case)
+        body = views(own.fixed, own.movings[0], COARSE_VOXELS)[0].points()
+        return as_result(own, own.movings[0], Chain((change(body), own.transform)))
+
+    def mirror(body: Floats) -> Affine:
+        matrix = np.diag([-1.0, 1.0, 1.0, 1.0])
+        matrix[0, 3] = 2 * body[:, 0].mean()
+        return Affine(matrix)
+
+    def shift(body: Floats) -> Affine:
+        direction = np.random.default_rng(number).normal(size=3)
+        length = float(np.ptp(body, axis=0).max())
+        amount = SHIFT_MM if length > SMALL_MM else length / 3
+        return Affine.translation(amount * direction / np.linalg.norm(direction))
+
+    def confused(other: str) -> Result:
+        return as_result(evidence(case), evidence(case).movings[0], evidence(other).transform)
+
+    def exchanged(other: str) -> Result:
+        own, stranger = evidence(case), evidence(other).movings[0]
+        first, second = views(own.fixed, stranger, COARSE_VOXELS)
+        centred = Affine.translation(second.points().mean(0) - first.points().mean(0))
+        return as_result(own, stranger, centred)
+
+    yield "mirrored", partial(turned, mirror)
+    yield "30 mm off", partial(turned, shift)
+    place = right.index(case)
+    others = right[place + 1 :] + right[:place]
+    alike = [other for other in others if family(other) == family(case) and not same_subjects(other, case)]
+    if alike:
+        yield "another subject's transform", partial(confused, alike[0])
     strangers = [other for other in others if body_of(other) != body_of(case)]
-    stranger = right[strangers[number % len(strangers)]].movings[0]
-    first, second = views(evidence.fixed, stranger, COARSE_VOXELS)
-    yield "other body, centred", stranger, Affine.translation(second.points().mean(0) - first.points().mean(0))
+    yield "other body, centred", partial(exchanged, strangers[number % len(strangers)])
 
 
 def family(case: str) -> str:
@@ -221,7 +250,9 @@ def body_of(case: str) -> str:
 
 def mirrored(path: Path, folder: Path) -> Path:
     """A copy of a volume whose header exchanges left and right."""
-    copy = folder / f"mirrored-{path.name}"
+    copy = folder / f"mirrored-{path.parent.name}-{path.name}"
+    if copy.is_file():
+        return copy
     image = io.read(path)
     grid = Grid(image.grid.shape, np.diag([-1.0, 1.0, 1.0, 1.0]) @ image.grid.affine)
     io.write(replace(image, grid=grid), copy)

@@ -218,6 +218,22 @@ def test_landmark_errors_and_overlaps_are_right() -> None:
     assert dice == [{"id": 1, "before": 0.5, "after": 1.0}]
 
 
+def test_landmarks_of_the_fit_are_told_by_number_with_what_leaving_them_out_shows() -> None:
+    told = record()
+    errors = {"before_mm": [9.0, 8.0], "linear_mm": [2.0, 1.5], "after_mm": [0.5, 0.25]}
+    told["choices"] |= {"landmarks": {"tolerance_mm": 1.0, "names": ["Mustermann 1", "b"], **errors}}
+    told["choices"] |= {"landmarks left out": {"b": 3.25}}
+    fitted = words.fitted_landmarks(told)
+    assert fitted is not None
+    first, second = fitted["rows"]
+    assert first == {"number": 1, "before": 9.0, "linear": 2.0, "after": 0.5}
+    assert second == {"number": 2, "before": 8.0, "linear": 1.5, "after": 0.25, "left_out": 3.25}
+    page = render(replace(evidence(), record=told))
+    assert "Landmarks that took part" in page
+    assert "3.25" in page
+    assert "Mustermann" not in page
+
+
 def test_several_moving_images_are_numbered() -> None:
     names = words.moving_names(2)
     entries = [{"name": "a"}, {"name": "b"}]

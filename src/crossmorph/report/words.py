@@ -158,6 +158,21 @@ def landmarks(evidence: Evidence) -> dict[str, Any] | None:
     return {"count": len(after), "summary": summary, "rows": rows}
 
 
+def fitted_landmarks(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Errors in mm of landmarks that took part in the fit, at its stages, and of those left out of it in turn."""
+    note = record["choices"].get("landmarks")
+    if note is None:
+        return None
+    left_out = record["choices"].get("landmarks left out", {})
+    stages_ = {name: note[f"{name}_mm"] for name in ("before", "linear", "after")}
+    rows = [{"number": n + 1, **dict(zip(stages_, errors, strict=True))}
+            for n, errors in enumerate(zip(*stages_.values(), strict=True))]  # fmt: skip
+    places = {name: n for n, name in enumerate(note["names"])}
+    for name, error in left_out.items():
+        rows[places[name]]["left_out"] = error
+    return {"tolerance_mm": note["tolerance_mm"], "rows": rows, "some_left_out": bool(left_out)}
+
+
 def overlaps(evidence: Evidence) -> list[dict[str, Any]] | None:
     """Dice of each label before and after, on the fixed grid of the labels."""
     from crossmorph.evaluate.overlap import label_overlap
