@@ -30,7 +30,8 @@ from crossmorph.space import Grid
 from crossmorph.transform import Affine, DisplacementField
 from crossmorph.verdict import Verdict
 
-PROMISED = {"warped.nii.gz", "validity.nii.gz", "forward.h5", "inverse.h5", "record.json"}
+PROMISED = {"warped.nii.gz", "validity.nii.gz", "confidence.nii.gz", "forward.h5", "inverse.h5", "record.json"}
+PROMISED |= {"report.html"}
 MINE = """
 levels = [4]
 half_width = 3

@@ -9,6 +9,7 @@ import torch
 
 import crossmorph
 from crossmorph import io, phantom
+from crossmorph.commands import demo
 from crossmorph.commands.demo import Demo
 from crossmorph.image import Image
 from crossmorph.report import figures
@@ -38,6 +39,7 @@ def registered_by_truth(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(phantom, "make_pair", make_pair)
+    monkeypatch.setattr(demo, "_add_truth", lambda *_: None)
     monkeypatch.setattr(crossmorph, "register", register, raising=False)
     monkeypatch.setattr(figures, "PIXELS", 60)
 
@@ -106,6 +108,8 @@ def test_demo_registers_the_phantom(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert float(rows["percentile,"][1]) < 0.4 * float(rows["percentile,"][0])
     assert float(rows["Dice"][1]) > float(rows["Dice"][0]) + 0.2
     assert {p.name for p in (tmp_path / "demo" / "result").iterdir()} == {
+        "confidence.nii.gz",
+        "report.html",
         "forward.h5",
         "inverse.h5",
         "record.json",

@@ -55,9 +55,10 @@ def record(status: str = "ok") -> dict[str, Any]:
     entry = {"name": "a", "sha256": None, "shape": [40, 36, 32], "affine": GRID.affine.tolist(), "axes": "RAS"}
     lengths = dict.fromkeys(("inverse_residual_mm", "displacement_mm", "moved_mm"), spread)
     ratios = {"overlap": 0.9, "folded": 0.0, "jacobian": [0.5, 1.5], "agreement": 0.8}
+    looks = {"confirmed": {"a": 0.9}, "mirrored_cost_ratio": {"a": 1.3}, "worst_place_mm": [1.0, 2.0, 3.0]}
     return {
         "verdict": {"status": status, "reasons": ["a: mutual information 1.1 -> 1.2"]},
-        "scores": {"nmi": {"a": {"before": 1.1, "after": 1.2}}, **ratios, **lengths},
+        "scores": {"nmi": {"a": {"before": 1.1, "after": 1.2}}, **looks, **ratios, **lengths},
         "choices": {"starts": [{"start": "header", **numbers, "matrix": same}], "start": kept},
         "settings": {"system": "mcbo"},
         "seed": 0,

@@ -61,7 +61,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_folder_holds_what_is_promised(saved: Path) -> None:
-    names = {"warped.nii.gz", "validity.nii.gz", "forward.h5", "inverse.h5", "record.json"}
+    transforms, told = {"forward.h5", "inverse.h5"}, {"record.json", "report.html"}
+    names = {"warped.nii.gz", "validity.nii.gz", "confidence.nii.gz"} | transforms | told
     assert {path.name for path in saved.iterdir()} == names
     assert [path.name for path in saved.parent.iterdir()] == ["out"]
 
@@ -160,7 +161,7 @@ def test_the_record_tells_everything(saved: Path, inputs: Path, found: Result) -
     assert moving["file"] == str(inputs / "moving.nii.gz")
     assert moving["shape"] == [34, 40, 28]
     np.testing.assert_allclose(moving["affine"], OBLIQUE.affine, atol=1e-4)
-    assert [stage["stage"] for stage in record["stages"]][-2:] == ["warp", "write"]
+    assert [stage["stage"] for stage in record["stages"]][-4:] == ["warp", "confidence", "write", "report"]
     assert all(stage["seconds"] >= 0 and stage["peak_mib"] > 0 for stage in record["stages"])
     assert {"python", "crossmorph", "torch", "SimpleITK"} <= set(record["versions"])
 

@@ -17,6 +17,11 @@ def scores(before: float | None = 1.1, after: float | None = 1.2, **changes: Any
         "inverse_residual_mm": {"median": 0.001, "p95": 0.01, "max": 5.0},
         "moved_mm": {"median": 2.0, "p95": 6.0, "max": 9.0},
         "agreement": 0.9,
+        "confirmed": {"mr": 0.9},
+        "mirrored_cost_ratio": {"mr": 1.2},
+        "worst_place_mm": [10.0, -20.0, 30.0],
+        "displacement_mm": {"median": 1.0, "p95": 3.0, "max": 9.0},
+        "size_mm": 200.0,
     }
     return good | changes
 
@@ -45,7 +50,11 @@ def test_a_gain_without_anything_against_it_is_ok() -> None:
         ),
         (scores(agreement=None), "ok", "mutual information"),
         (scores(overlap=0.09), "failed", "only 9 % of the fixed image is covered"),
-        (scores(folded=0.002), "check", "0.20 % of the voxels are folded"),
+        (scores(folded=0.002), "check", "0.20 % of the voxels are folded, worst at R 10, A -20, S 30 mm"),
+        (scores(confirmed={"mr": 0.5}), "check", "mr: a new search leaves only 50 % of the body in place"),
+        (scores(confirmed={"mr": 0.1}), "failed", "mr: a new search leaves only 10 % of the body in place"),
+        (scores(mirrored_cost_ratio={"mr": 0.9}), "check", "mr: fits better with left and right exchanged"),
+        (scores(displacement_mm={"p95": 31.0}), "check", "one place in twenty is displaced by more than 31 mm"),
         (scores(folded=0.03), "failed", "3.00 % of the voxels are folded"),
         (scores(inverse_residual_mm={"p95": 3.5}), "check", "the inverse misses by more than 3.5 mm"),
     ],
@@ -57,7 +66,10 @@ def test_what_speaks_against_a_result_is_said(given: dict[str, Any], status: str
 
 
 def test_harmless_numbers_are_not_held_against_a_result() -> None:
-    assert judge(scores(overlap=0.11, folded=0.0009, inverse_residual_mm={"p95": 2.9}), SPACING).status == "ok"
+    given = scores(overlap=0.11, folded=0.0009, inverse_residual_mm={"p95": 2.9}, confirmed={"mr": 0.61})
+    assert judge(given, SPACING).status == "ok"
+    given = scores(mirrored_cost_ratio={"mr": 0.98}, displacement_mm={"p95": 29.0})
+    assert judge(given, SPACING).status == "ok"
 
 
 def test_the_worst_decides_and_everything_is_told() -> None:

@@ -95,6 +95,12 @@ class Image:
         channels = f"{self.channels} channels, " if self.channels > 1 else ""
         return f"Image({self.name}: {channels}{self.dtype!s}, {self.grid})"
 
+    def _repr_html_(self) -> str:
+        """Three slices and a table, in a notebook."""
+        from crossmorph.report.notebook import image_html
+
+        return image_html(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:

@@ -16,6 +16,7 @@ from crossmorph.confidence import expected_error
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image
+from crossmorph.match.recheck import recheck
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
 from crossmorph.resample import blurred_like, downsample, resample, world_blocks
@@ -89,6 +90,10 @@ class Result:
         are valid before (at the initial pose) and after. ``overlap``: share of the fixed valid voxels that see
         valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and
         largest.
+        ``worst_place_mm``: where it is smallest, RAS. ``size_mm``: longest edge of the fixed field of view.
+        ``confirmed``, ``mirrored_cost_ratio``: of each moving image, from a second look (``match.recheck``): the
+        share of the body that a new search leaves in place, and the cost with left and right exchanged over that
+        without.
         ``agreement``: of the search forth and back at the start (``match.pose.Step``); None without linear stage.
         ``inverse_residual_mm``: |T(T^-1(y)) - y| at the moving voxels y that T^-1 sends into the fixed field of
         view, ``displacement_mm``: lengths of the deformable part on the fixed valid voxels, and ``moved_mm``: how
@@ -102,6 +107,8 @@ class Result:
             pairs.append((resample(moving, coarse, self.initial), resample(moving, coarse, self.transform)))
         determinant = jacobian_determinant(self.transform, coarse)
         dense = self.displacement
+        worst = (determinant.masked_fill(~fixed.valid, torch.inf) == determinant[fixed.valid].min()).nonzero()[0]
+        looks = {image.name: recheck(fixed, image, self.transform) for image in self.moving_frames}
         length = dense.displacements(coarse).norm(dim=0)[fixed.valid] if dense else torch.zeros(1)
         return {
             "nmi": {
@@ -111,6 +118,12 @@ class Result:
             "overlap": float((fixed.valid & pairs[0][1].valid).sum() / fixed.valid.sum()),
             "folded": folding(determinant, fixed.valid),
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
+            "worst_place_mm": coarse.to_world(worst.double()).round(decimals=1).tolist(),
+            "size_mm": round(float(self.fixed.grid.extent_mm.max()), 1),
+            "confirmed": {name: round(look.confirmed, 4) for name, look in looks.items()},
+            "mirrored_cost_ratio": {
+                name: round(look.mirrored_cost / max(look.cost, 1e-9), 4) for name, look in looks.items()
+            },
             "inverse_residual_mm": _spread(self._inverse_residuals()),
             "displacement_mm": _spread(length),
             "agreement": self.journal.notes.get("start", {}).get("agreement"),
@@ -207,6 +220,12 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.fixed.name} <- {', '.join(m.name for m in self.movings)}: {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Three slices and the scores, in a notebook."""
+        from crossmorph.report.notebook import result_html
+
+        return result_html(self)
 
 
 def _hundredths(errors: Image) -> Image:

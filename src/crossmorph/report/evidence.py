@@ -13,6 +13,7 @@ from crossmorph.files import RECORD
 from crossmorph.image import Image, Labels
 from crossmorph.points import Points
 from crossmorph.record import file_hash
+from crossmorph.space import Grid
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
 if TYPE_CHECKING:
@@ -136,11 +137,13 @@ def _input(entry: dict[str, Any], given: str | Path | None, out: Path) -> Image:
     advice = "say where it is now with --fixed and --moving"
     if path is None:
         raise InputError(f"{entry['name']} of {out} came from memory, not from a file; {advice}")
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.exists():
         raise InputError(f"{path}, from which {out} was made, is not there any more; {advice}")
-    if entry["sha256"] not in (None, file_hash(Path(path))):
+    if path.is_file() and entry["sha256"] not in (None, file_hash(path)):
         raise InputError(f"{path} is not the file that {out} was made from: its SHA-256 differs; {advice}")
-    return io.read(path)
+    told = Grid(entry["shape"], entry["affine"]).spacing.tolist() if io.suffix_of(path) in io.MICROSCOPY else None
+    return io.read(path, spacing_mm=told)
 
 
 def _frame(image: Image, name: str, record: dict[str, Any]) -> Image:

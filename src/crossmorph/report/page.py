@@ -61,6 +61,7 @@ def render(evidence: Evidence) -> str:
         boxes=boxes.drawings(evidence),
         stages=words.stages(record),
         landmarks=words.landmarks(evidence),
+        fitted=words.fitted_landmarks(record),
         overlaps=words.overlaps(evidence),
         command=command["line"] if command else None,
         settings=json.dumps(record["settings"], indent=1),

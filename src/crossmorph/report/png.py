@@ -6,6 +6,7 @@ import base64
 import gzip
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,16 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 def picture(pixels: NDArray[np.uint8]) -> str:
     """(rows, columns, 3) RGB as the address of an ``img``."""
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+
+
+def side_by_side(panels: Sequence[NDArray[np.floating[Any]]], gap: int = 6) -> NDArray[np.uint8]:
+    """Pictures (rows, columns, 3) of 0 to 255 in a row, centred, with black between."""
+    height = max(len(panel) for panel in panels)
+    joined = []
+    for panel in panels:
+        above = (height - len(panel)) // 2
+        joined.append(np.pad(panel, ((above, height - len(panel) - above), (0, gap), (0, 0))))
+    return np.concatenate(joined, axis=1)[:, :-gap].round().astype(np.uint8)
 
 
 def packed(values: NDArray[np.integer[Any]]) -> str:

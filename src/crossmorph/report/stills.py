@@ -9,11 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmorph.report.colours import FOLD, GROWTH_STOPS, LENGTH_STOPS, rgb, table
-from crossmorph.report.png import picture
+from crossmorph.report.png import picture, side_by_side
 from crossmorph.report.volumes import FOLDED, Bytes, Shown
-
-GAP = 6
-"""Pixels between the planes of a row."""
 
 DIM = 0.45
 """Brightness of the fixed image where the moving one says nothing."""
@@ -61,13 +58,7 @@ Paint = Callable[[Any, Any], Floats]
 def _row(volumes: Shown, caption: str, other: NDArray[Any], paint: Paint) -> Still:
     """Axial, coronal and sagittal plane side by side."""
     panels = [paint(*(_slice(v, volumes, through) for v in (volumes.fixed, other))) for through in (2, 1, 0)]
-    height = max(len(panel) for panel in panels)
-    joined = []
-    for panel in panels:
-        above = (height - len(panel)) // 2
-        joined.append(np.pad(panel, ((above, height - len(panel) - above), (0, GAP), (0, 0))))
-    pixels = np.concatenate(joined, axis=1)[:, :-GAP]
-    return Still(caption, picture(pixels.round().astype(np.uint8)))
+    return Still(caption, picture(side_by_side(panels)))
 
 
 def _slice(volume: NDArray[Any], volumes: Shown, through: int) -> NDArray[Any]:

@@ -55,6 +55,14 @@ def measurements(record: dict[str, Any]) -> list[Row]:
     for name, pair in zip(names, scores["nmi"].values(), strict=True):
         before, after = ("too little seen" if value is None else f"{value:.3f}" for value in pair.values())
         rows.append(Row(f"Similarity, {name}", f"{before} → {after}", "normalised mutual information, 1 to 2"))
+    for name, share in zip(names, scores["confirmed"].values(), strict=True):
+        rows.append(
+            Row(f"Left in place, {name}", f"{100 * share:.0f} %", "of the body, by a new search both ways")
+        )
+    for name, ratio in zip(names, scores["mirrored_cost_ratio"].values(), strict=True):
+        meaning = "times as different with left and right exchanged; below 1 would be suspicious"
+        rows.append(Row(f"Mirrored, {name}", f"{ratio:.2f}", meaning))
+    place = "  ".join(f"{axis} {x:.0f}" for axis, x in zip("RAS", scores["worst_place_mm"], strict=True))
     rows += [
         Row("Overlap", f"{100 * scores['overlap']:.0f} %", "of the fixed image that sees the moving one after"),
         Row("Moved", _spread(scores["moved_mm"]), "distance from where the start puts a voxel"),
@@ -62,7 +70,7 @@ def measurements(record: dict[str, Any]) -> list[Row]:
         Row(
             "Volume change",
             " to ".join(f"{value:.2f}" for value in scores["jacobian"]),
-            "smallest and largest Jacobian determinant; above 1 larger in the moving image",
+            f"Jacobian determinant, above 1 larger in the moving image; smallest at {place} mm",
         ),
         Row("Folded", f"{100 * scores['folded']:.3f} %", "of the fixed voxels; no tissue folds"),
         Row("Inverse misses by", _spread(scores["inverse_residual_mm"]), "distance after there and back"),
@@ -148,6 +156,21 @@ def landmarks(evidence: Evidence) -> dict[str, Any] | None:
     worst = sorted(range(len(after)), key=lambda n: -after[n])[:WORST]
     rows = [{"number": n + 1, "before": before[n], "after": after[n]} for n in worst]
     return {"count": len(after), "summary": summary, "rows": rows}
+
+
+def fitted_landmarks(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Errors in mm of landmarks that took part in the fit, at its stages, and of those left out of it in turn."""
+    note = record["choices"].get("landmarks")
+    if note is None:
+        return None
+    left_out = record["choices"].get("landmarks left out", {})
+    stages_ = {name: note[f"{name}_mm"] for name in ("before", "linear", "after")}
+    rows = [{"number": n + 1, **dict(zip(stages_, errors, strict=True))}
+            for n, errors in enumerate(zip(*stages_.values(), strict=True))]  # fmt: skip
+    places = {name: n for n, name in enumerate(note["names"])}
+    for name, error in left_out.items():
+        rows[places[name]]["left_out"] = error
+    return {"tolerance_mm": note["tolerance_mm"], "rows": rows, "some_left_out": bool(left_out)}
 
 
 def overlaps(evidence: Evidence) -> list[dict[str, Any]] | None:
