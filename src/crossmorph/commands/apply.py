@@ -148,7 +148,8 @@ class Apply:
         from crossmorph.image import Labels
         from crossmorph.resample import resample, resample_labels
 
-        given = io.read_labels(self.input) if self.labels else io.read(self.input, spacing_mm=self.spacing_mm)
+        read = io.read_labels if self.labels else io.read
+        given = read(self.input, spacing_mm=self.spacing_mm)
         space = self._space_of(given, transform)
         mapping = self._towards(transform, "fixed" if space == "moving" else "moving")
         grid = io.read(self.like).grid if self.like else mapping.fixed_grid
