@@ -187,9 +187,9 @@ class Apply:
             return transform.moving
         what = "neither image" if not is_fixed else "both images" if is_moving else "the other image"
         raise InputError(
-            f"{self.input} has the grid of {what} of {self.transform}: it is {given.grid}; the {transform.fixed} "
-            f"image is {fixed}; the {transform.moving} image, {moving}. Say --space fixed or --space moving, or "
-            "take the transform of the other direction"
+            f"{self.input} has the grid of {what} of {self.transform}: it is {given.grid.place}; the "
+            f"{transform.fixed} image is {fixed.place}; the {transform.moving} image, {moving.place}. Say --space "
+            "fixed or --space moving, or take the transform of the other direction"
         )
 
 
