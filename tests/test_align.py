@@ -276,7 +276,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch, harm: Affine) -> None:
     from crossmorph.optimise.linear import Fit
     from crossmorph.optimise.objectives import Problem
 
-    monkeypatch.setattr(Problem, "solved", lambda self, model: Fit(harm.matrix, 0.0, 1.0, 1))
+    monkeypatch.setattr(Problem, "solved", lambda self, model, pull=None: Fit(harm.matrix, 0.0, 1.0, 1))
     monkeypatch.setattr(stage, "step", lambda *arguments: None)
 
 

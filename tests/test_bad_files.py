@@ -301,7 +301,8 @@ def test_arrays_that_are_not_asked_for_stay_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.raw", "/etc/passwd", "a/../../secret.raw", "..\\secret.raw", "C:\\x.raw"]
+    "name",
+    ["../secret.raw", "/etc/passwd", "a/../../secret.raw", "b ../../secret.raw", "..\\secret.raw", "C:\\x.raw"],
 )
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
 def test_headers_that_name_files_elsewhere(tmp_path: Path, name: str, suffix: str) -> None:

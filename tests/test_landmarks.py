@@ -181,6 +181,13 @@ def test_landmarks_lead_where_images_say_nothing() -> None:
     assert np.mean(told["before_mm"]) > 2
 
 
+def test_a_sum_of_levels_is_moved_towards_landmarks() -> None:
+    landmarks = known(6)
+    settings = replace(QUICK, levels=(4, 2), weights=(0.5, 0.5), refine=())
+    led = register(*featureless(), settings=settings, landmarks=landmarks, landmark_tolerance_mm=1.0)
+    assert float((led.transform(landmarks[0].xyz) - landmarks[1].xyz).norm(dim=1).max()) < 1.6
+
+
 def test_landmarks_within_their_tolerance_leave_the_images_alone() -> None:
     """Scattered by 1.5 mm and told to be good to 6 mm, they take nothing from the accuracy."""
     fixed, moving = pair(bright)

@@ -25,6 +25,9 @@ from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import Volume, information, mcbo
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
+NEEDED = 0.25
+"""Tolerances by which the mean excess of landmarks must fall for a deformation that the images speak against."""
+
 MAX_FIELD_VOXELS = 1_200_000
 """Displacements are kept on a grid of at most this many voxels, so that files stay below 30 MB."""
 
@@ -150,10 +153,13 @@ def _pairs(fixed: Points, moving: Points, tolerance_mm: float, *images: Image) -
 
 
 def _pulls(landmarks: Landmarks, linear: Affine, dense: DisplacementField) -> bool:
-    """Whether the deformation brings landmarks nearer that were beyond the tolerance."""
-    before, after = (landmarks.errors_mm(t) for t in (linear, Chain((dense, linear))))
-    beyond = before > landmarks.tolerance_mm
-    return bool(beyond.any()) and float(after[beyond].mean()) < float(before[beyond].mean())
+    """Whether the deformation brings landmarks nearer that the linear map leaves well beyond the tolerance."""
+    tolerance = landmarks.tolerance_mm
+    before, after = (
+        np.maximum(landmarks.errors_mm(transform) - tolerance, 0).mean()
+        for transform in (linear, Chain((dense, linear)))
+    )
+    return bool(before - after > NEEDED * tolerance)
 
 
 def _errors(landmarks: Landmarks, stages: dict[str, Transform]) -> dict[str, Any]:

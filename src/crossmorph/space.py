@@ -166,6 +166,11 @@ class Grid:
         shear = f", sheared {self.shear_deg:.1f} deg" if self.shear_deg > 0.05 else ""
         return f"Grid({size} voxels of {spacing} mm, {self.axcodes}{tilt}{shear})"
 
+    @property
+    def place(self) -> str:
+        """The grid in words with its middle, to tell it from one of the same voxels elsewhere."""
+        return f"{self!r} around {self.center.round(1).tolist()} mm"
+
     # -- coordinates -----------------------------------------------------------------------------------------
 
     def to_world(self, voxels: P) -> P:

@@ -148,7 +148,8 @@ class Apply:
         from crossmorph.image import Labels
         from crossmorph.resample import resample, resample_labels
 
-        given = io.read_labels(self.input) if self.labels else io.read(self.input, spacing_mm=self.spacing_mm)
+        read = io.read_labels if self.labels else io.read
+        given = read(self.input, spacing_mm=self.spacing_mm)
         space = self._space_of(given, transform)
         mapping = self._towards(transform, "fixed" if space == "moving" else "moving")
         grid = io.read(self.like).grid if self.like else mapping.fixed_grid
@@ -186,9 +187,9 @@ class Apply:
             return transform.moving
         what = "neither image" if not is_fixed else "both images" if is_moving else "the other image"
         raise InputError(
-            f"{self.input} has the grid of {what} of {self.transform}: it is {given.grid}; the {transform.fixed} "
-            f"image is {fixed}; the {transform.moving} image, {moving}. Say --space fixed or --space moving, or "
-            "take the transform of the other direction"
+            f"{self.input} has the grid of {what} of {self.transform}: it is {given.grid.place}; the "
+            f"{transform.fixed} image is {fixed.place}; the {transform.moving} image, {moving.place}. Say --space "
+            "fixed or --space moving, or take the transform of the other direction"
         )
 
 

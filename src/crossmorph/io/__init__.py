@@ -88,14 +88,14 @@ def read(path: str | Path, *, frame: int | None = None, spacing_mm: Sequence[flo
     return image
 
 
-def read_labels(path: str | Path) -> Labels:
-    """Read a label map; whole numbers stored as floats are taken.
+def read_labels(path: str | Path, *, spacing_mm: Sequence[float] | None = None) -> Labels:
+    """Read a label map; whole numbers stored as floats are taken. ``spacing_mm`` as for ``read``.
 
     Raises:
         InputError: as for ``read``, or the values are not whole numbers, or there are several frames.
     """
     path = existing(path, folders=True)
-    volume = _read_volume(path)
+    volume = _read_volume(path, spacing_mm)
     with reading(path, "a label map"):
         if len(volume.values) > 1:
             raise InputError(f"a label map has one frame; this file has {len(volume.values)}")

@@ -92,28 +92,28 @@ def read_image(path: Path, kind: int | None = None) -> Any:
 
 
 def _data_files(path: Path, head: str) -> list[Path]:
-    """The file, and those beside it that a text header names for its values; others are refused."""
+    """The file, and those beside it that a text header names for its values; names elsewhere are refused."""
     if path.suffix.lower() not in (".mhd", ".mha", ".nhdr", ".nrrd"):
         return [path]
-    named = re.search(
-        r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)((?:.|\n)*)", head, re.MULTILINE | re.IGNORECASE
-    )
-    first = named[1].strip() if named else ""
-    if not named or first.upper() in ("", "LOCAL"):
+    _, _, told = head.partition("ElementDataFile") if "ElementDataFile" in head else _after_data_file(head)
+    first, *more = [line.strip() for line in told.lstrip(" \t=").splitlines()] or [""]
+    if first.upper() in ("", "LOCAL"):
         return [path]
-    listed = re.match(r"LIST\b", first, re.IGNORECASE)
-    names = [line.strip() for line in named[2].splitlines() if line.strip()] if listed else [first.split(" ")[0]]
+    names = [line for line in more if line] if first.upper().startswith("LIST") else [first]
     for name in names:
         if name.startswith(("/", "\\", "~")) or ":" in name or ".." in re.split(r"[/\\]", name):
             raise InputError(
                 f"its values are said to be in {name[:80]!r}; they must be beside the header. Move them there"
             )
-    found = [path.parent / name for name in names]
-    return [path, *(file for file in found if file.is_file())] if "%" not in first else [path, *_siblings(path)]
+    if "%" in first:  # a numbered series
+        return [file for file in path.parent.iterdir() if file.is_file()]
+    return [path, *(path.parent / name for name in names if (path.parent / name).is_file())]
 
 
-def _siblings(path: Path) -> list[Path]:
-    return [file for file in path.parent.iterdir() if file.is_file() and file != path]
+def _after_data_file(head: str) -> tuple[str, str, str]:
+    """What stands after ``data file:`` (or ``datafile:``) of a NRRD header, as ``str.partition`` gives it."""
+    found = re.search(r"^data ?file:", head, re.MULTILINE | re.IGNORECASE)
+    return (head[: found.start()], found[0], head[found.end() :]) if found else (head, "", "")
 
 
 def _check_spacing(head: str) -> None:

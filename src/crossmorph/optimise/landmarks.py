@@ -165,7 +165,7 @@ class OnGrid:
             by_voxels = (slope @ torch.from_numpy(self.to_mm).to(slope)).T
             index, weights = (tensor.to(field.device) for tensor in self._corners)
             spread = (by_voxels[:, :, None] * weights).reshape(3, -1)
-            gradient = gradient.clone()
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
             gradient.view(3, -1).index_add_(1, index.reshape(-1), spread.to(gradient))
             return value + factor * float(excess.square().sum()), gradient
 

@@ -50,7 +50,7 @@ STEPS = 6
 HOPELESS = 0.75
 """After two steps, a start with less than this share of the best agreement so far is left."""
 
-LEFT_OUT = 10
+LEFT_OUT = 6
 """Landmarks that are left out in turn, at most."""
 
 STILL = 0.25
@@ -136,27 +136,24 @@ def align(
         with journal.stage(model):
             pose = _fitted(coarse, fine, pose, model, settings, journal, landmarks)
     if landmarks is not None:
+        kept = [model for model in models if journal.notes[_note(model)]["kept"]]
         with journal.stage("leave one out"):
-            journal.note("landmarks left out", _left_out(coarse, fine, models, header, settings, landmarks))
+            journal.note("landmarks left out", _left_out(fine, kept[-1:], header, settings, landmarks))
     return pose
 
 
 def _left_out(
-    coarse: tuple[View, View],
-    fine: tuple[View, View],
-    models: tuple[Model, ...],
-    header: Matrix,
-    settings: Linear,
-    landmarks: Landmarks,
+    views: tuple[View, View], models: list[Model], header: Matrix, settings: Linear, landmarks: Landmarks
 ) -> dict[str, float]:
-    """Name of a landmark to its error in mm after a linear stage that did not know it; of some where many."""
+    """Name of a landmark to its error in mm after a start and a fit that did not know it; of some where many."""
     chosen = np.unique(np.linspace(0, len(landmarks.names) - 1, LEFT_OUT).astype(int))
     found = {}
     for n in chosen if len(landmarks.names) > 1 else ():
         others = landmarks.without(int(n))
         pose = others.pose(header, settings.model != "translation")
         for model in models:
-            pose = _fitted(coarse, fine, pose, model, settings, Journal(), others)
+            problem = OBJECTIVES[settings.similarity](*views, pose)
+            pose = pose @ problem.solved(model, partial(others.pull, pose)).matrix
         error = np.linalg.norm(map_points(pose, landmarks.fixed[n]) - landmarks.moving[n])
         found[landmarks.names[n]] = round(float(error), 3)
     return found
@@ -306,10 +303,15 @@ def _fitted(
     size = float(np.linalg.det(found[:3, :3]) / np.linalg.det(pose[:3, :3]))
     sound = 1 / LARGEST_SCALE < size < LARGEST_SCALE
     journal.note(
-        f"{model} map" if model == "similarity" else model,
+        _note(model),
         _judged(name, scores) if sound else {"kept": False, "why": f"volume changed {size:.3g} times"},
     )
     return found if sound and _gains(scores) else pose
+
+
+def _note(model: Model) -> str:
+    """Key of a model in the record; ``similarity`` is that of the deformable stage."""
+    return f"{model} map" if model == "similarity" else model
 
 
 Judge = Callable[..., float]

@@ -83,7 +83,8 @@ def mcbo(
         fixed, movings: volumes on one grid; several moving modalities share one displacement.
         settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
         journal: takes progress, seconds and notes.
-        landmarks: on the working grid; the refinements keep them near their matches.
+        landmarks: on the working grid; the refinements keep them near their matches. Where fields are summed
+            (``weights``), the sum is moved towards them smoothly.
 
     Returns:
         (3, A, B, C) float32: displacement in cells of a grid of A x B x C cells over the working grid's field of
@@ -95,7 +96,8 @@ def mcbo(
         fixed = _described(fixed, settings, 0)
         movings = [_described(moving, settings, 1) for moving in movings]
     if settings.weights:
-        return _weighted_sum(fixed, movings, settings, journal)
+        total = _weighted_sum(fixed, movings, settings, journal)
+        return total if landmarks is None else landmarks.resized(total.shape[1:]).moved(total)
     field: torch.Tensor | None = None
     for level in settings.levels:
         with journal.stage(f"search level {level}"):

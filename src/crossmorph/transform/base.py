@@ -128,8 +128,8 @@ class Transform(ABC):
             return
         if thing.grid.same_as(self.fixed_grid) and not thing.grid.same_as(self.moving_grid):
             raise InputError(
-                f"{thing.name} names no space, and its grid is that of {self.fixed!r} ({self.fixed_grid}), not of "
-                f"{self.moving!r} ({self.moving_grid}), which is what a transform draws; set space to one of both"
+                f"{thing.name} names no space, and its grid is that of {self.fixed!r} ({self.fixed_grid.place}), "
+                f"not of {self.moving!r} ({self.moving_grid.place}), which a transform draws; set its space"
             )
 
     def _landing_grid(self, like: Any) -> Grid:
