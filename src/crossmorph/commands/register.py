@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -82,6 +83,9 @@ class Register:
     frame: str = "0"
     """Frame of a 4-D moving image to register, or mean. All frames are warped."""
 
+    memory: Annotated[str, arg(metavar="SIZE")] = ""
+    """Memory that the run may use, such as 4GiB; what has to be changed for it is said. See crossmorph plan."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -112,12 +116,13 @@ class Register:
         landmarks = (
             (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
         )
+        memory_gib = parsed_gib(self.memory) if self.memory else settings.memory_gib
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
                 io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
                 [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
-                settings=replace(settings, linear=linear),
+                settings=replace(settings, linear=linear, memory_gib=memory_gib),
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,
                 fixed_mask=masks[0],
@@ -163,7 +168,25 @@ class Register:
                 for note in image.notes:
                     console.print(f"{image.name}: {note}")
             seconds = sum(entry["seconds"] for entry in result.journal.stages)
+            memory = result.record["choices"].get("memory", {})
+            if memory.get("ran_out"):
+                console.print("memory ran out; the deformable stage was run again, smaller")
+            for change in memory.get("changes", ()):
+                console.print(f"to fit into memory: {change}")
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
+
+
+def parsed_gib(text: str) -> float:
+    """A size in words, in GiB: 4GiB, 4G, 3500MiB, 4.2GB; a bare number is GiB.
+
+    Raises:
+        InputError: it is no such size.
+    """
+    units = {"": 1.0, "gib": 1.0, "g": 1.0, "mib": 2.0**-10, "m": 2.0**-10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in units or not float(found[1]) > 0:
+        raise InputError(f"a memory size is a number above 0 with GiB, MiB, GB or MB, such as 4GiB; not {text!r}")
+    return float(found[1]) * units[found[2]]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 
@@ -62,7 +62,7 @@ def pieces(shape: Sequence[int], parts: Sequence[int], halo: int) -> Iterator[tu
     lines = []
     for n, count in zip(shape, parts, strict=True):
         cuts = [-(-n * p // count) for p in range(count + 1)]
-        lines.append([(low, high) for low, high in zip(cuts, cuts[1:], strict=False) if low < high])
+        lines.append([(low, high) for low, high in pairwise(cuts) if low < high])
     for ends in product(*lines):
         outer = [(max(low - halo, 0), min(high + halo, n)) for (low, high), n in zip(ends, shape, strict=True)]
         inner = [(low - o[0], high - o[0]) for (low, high), o in zip(ends, outer, strict=True)]

@@ -29,9 +29,11 @@ from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.landmarks import OnGrid
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
+from crossmorph.preprocess import working_grid
 from crossmorph.record import Journal
 from crossmorph.resample import SUPPORTED
 from crossmorph.settings import Mcbo, Refinement
+from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 
 MIND_GAIN = 0.01
@@ -136,6 +138,14 @@ def _check_size(fixed: Volume, settings: Mcbo) -> None:
         )
 
 
+def grid_of(fixed: Grid, movings: Sequence[Grid], settings: Mcbo) -> Grid:
+    """The grid that the system works on."""
+    if settings.reproduce:
+        return fixed
+    steps = [stage.level * (stage.control if settings.weights else 1) for stage in settings.refine]
+    return working_grid(fixed, movings, settings.spacing_mm, math.lcm(*settings.levels, *steps))
+
+
 def used_levels(settings: Mcbo) -> set[int]:
     """Levels at which descriptors are compared."""
     return {*settings.levels, *(stage.level for stage in settings.refine)}
@@ -199,8 +209,8 @@ def search(
 ) -> torch.Tensor:
     """Discrete search of one level: (3, A, B, C) in its cells, fused over the moving modalities.
 
-    The volumes are pooled to the level. With ``start``, the moving features are warped by it first and what is found is composed with it:
-    u(x) = r(x) + start(x + r(x)).
+    The volumes are pooled to the level. With ``start``, the moving features are warped by it first and what is
+    found is composed with it: u(x) = r(x) + start(x + r(x)).
     """
     if start is not None:
         start = resize(start, fixed.values.shape)
