@@ -48,6 +48,12 @@ COARSEST = 2.0
 STEP = 1.05
 """Factor between two working spacings that are tried."""
 
+BLOCK_STEP = 1.15
+"""Factor between two sizes of blocks that are tried."""
+
+SAFE = 0.93
+"""Share of a limit that a plan may fill: the model is not exact."""
+
 LEAST_BLOCK = 2.0**24
 """Blocks of cost volumes are made no smaller than this many bytes."""
 
@@ -131,7 +137,7 @@ def _deformable(images: Sequence[Image], settings: Mcbo, economy: Economy) -> di
     kept_full = (features / 2 if economy.half else features) if 1 in used_levels(settings) else 0
     pooled = sum(features * voxels / level**3 for level in used_levels(settings) if level > 1)
     held = drawn + CODE["descriptors"] + count * (kept_full * voxels + pooled)
-    describing = (max(features, kept_full) + 12) * voxels + pooled
+    describing = (max(features, kept_full) + 12) * voxels + 2 * pooled
     stages["descriptors"] = drawn + CODE["descriptors"] + (count - 1) * (kept_full * voxels + pooled) + describing
     field = 12 * voxels
     for level in settings.levels:
@@ -223,9 +229,9 @@ def fitted(
     Raises:
         InputError: it cannot fit; the message says what needs how much, and which setting would help.
     """
-    limit = limit_bytes or settings.memory_gib * GIB
+    limit = SAFE * (limit_bytes or settings.memory_gib * GIB)
     if not limit:
-        free = available_bytes() + resident_bytes()
+        free = SAFE * (available_bytes() + resident_bytes())
         plan = _in_blocks(fixed, movings, settings, deformable, free, False)
         return plan or unlimited(fixed, movings, settings, deformable)
     halves = (False, True) if _can_halve(settings) else (False,)
@@ -235,7 +241,7 @@ def fitted(
             plan = _in_blocks(fixed, movings, tried, deformable, limit, half)
             if plan is not None:
                 return plan if spacing_mm is None else _noted(plan, f"working spacing {spacing_mm:.3g} mm")
-    raise InputError(_why_not(fixed, movings, settings, deformable, limit))
+    raise InputError(_why_not(fixed, movings, settings, deformable, limit / SAFE))
 
 
 def unlimited(fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable: bool = True) -> Plan:
@@ -259,6 +265,17 @@ def smaller(plan: Plan, fixed: Image, movings: Sequence[Image]) -> Plan:
         changes.append(f"working spacing {wider:.3g} mm")
     changed = _planned(fixed, movings, settings, True, Economy(least, half))
     return replace(changed, changes=tuple(changes))
+
+
+def computed_cells(plan: Plan) -> dict[int, float]:
+    """Cells whose costs each level computes, halos of blocks counted each time, in the order of the levels."""
+    settings, shape, found = plan.settings, plan.grid.shape, {}
+    for level in settings.levels:
+        searched = _searched(shape, level, settings)
+        division = divided(searched, settings.half_width, plan.economy.cost_bytes)
+        whole = math.prod(n // level for n in shape)
+        found[level] = whole * division.cells / math.prod(searched)
+    return found
 
 
 def _largest_block(plan: Plan) -> float:
@@ -291,7 +308,7 @@ def _in_blocks(
             break
         if not plan.peak_stage.startswith("search") or cost_bytes < LEAST_BLOCK:
             return None
-        cost_bytes /= STEP
+        cost_bytes /= BLOCK_STEP
     if cost_bytes < Economy().cost_bytes:
         plan = _noted(plan, f"cost volumes in blocks of at most {cost_bytes / GIB:.2g} GiB")
     return _noted(plan, HALVED) if half else plan
@@ -321,7 +338,7 @@ def _why_not(fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable:
     widest = _spacings(fixed, movings, settings)[-1]
     tried = settings if widest is None else replace(settings, spacing_mm=widest)
     plan = _planned(fixed, movings, tried, deformable, least)
-    need = f"{plan.peak_bytes / GIB:.2f} GiB, in the stage {plan.peak_stage!r}"
+    need = f"{plan.peak_bytes / SAFE / GIB:.2f} GiB, in the stage {plan.peak_stage!r}"
     said = f"{limit / GIB:.3g} GiB of memory are too little: at the least this run needs {need}"
     if plan.peak_stage in ("read", "linear", "judge", "write"):
         return f"{said}, for the images themselves; crop them, or store them with larger voxels"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel, LinearSearch
+from crossmorph.settings import LinearModel, LinearSearch, Mcbo, load_settings
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -103,26 +103,37 @@ class Register:
 
     def run(self) -> int:
         """Read, register, write and return the exit code."""
-        from crossmorph import files, io
-        from crossmorph.registration import register
-        from crossmorph.settings import load_settings
+        from crossmorph import files
+        from crossmorph.plan import out_of_memory
 
         files.check_output(self.output, self.overwrite)
-        if self.settings and self.preset != "default":
-            raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
-        settings = load_settings(self.system, self.settings or self.preset)
-        linear = settings.linear
-        linear = replace(linear, model=self.linear or linear.model, search=self.search or linear.search)
+        settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
+        try:
+            result = self._result(settings)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise InputError(
+                f"memory ran out ({error or 'no more to be had'}), and nothing was written; close other programs, "
+                "or give a limit such as --memory 4GiB; crossmorph plan says what a run needs"
+            ) from error
+        self._report(result)
+        return 3 if result.verdict.status == "failed" else 0
+
+    def _result(self, settings: Mcbo) -> Result:
+        """The registration, written."""
+        from crossmorph import io
+        from crossmorph.registration import register
+
         landmarks = (
             (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
         )
-        memory_gib = parsed_gib(self.memory) if self.memory else settings.memory_gib
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
                 io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
                 [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
-                settings=replace(settings, linear=linear, memory_gib=memory_gib),
+                settings=settings,
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,
                 fixed_mask=masks[0],
@@ -136,8 +147,7 @@ class Register:
             )
             result.journal.note("command", self._command())
             result.save(self.output, self.overwrite)
-        self._report(result)
-        return 3 if result.verdict.status == "failed" else 0
+        return result
 
     def _command(self) -> dict[str, Any]:
         """The command line with a word in capitals for every file, and the files."""
@@ -174,6 +184,23 @@ class Register:
             for change in memory.get("changes", ()):
                 console.print(f"to fit into memory: {change}")
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
+
+
+def chosen_settings(
+    system: str,
+    preset: str,
+    file: Path | None,
+    model: LinearModel | None,
+    search: LinearSearch | None,
+    memory: str,
+) -> Mcbo:
+    """Settings of a preset or a file, with what the command line says instead."""
+    if file and preset != "default":
+        raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
+    settings = load_settings(system, file or preset)
+    linear = settings.linear
+    linear = replace(linear, model=model or linear.model, search=search or linear.search)
+    return replace(settings, linear=linear, memory_gib=parsed_gib(memory) if memory else settings.memory_gib)
 
 
 def parsed_gib(text: str) -> float:
