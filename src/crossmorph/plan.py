@@ -28,6 +28,12 @@ GIB = 2.0**30
 CHANNELS = {"mind": 12, "disa": 18}
 """Numbers a voxel of a descriptor; the two that make DISA's dot product a difference are counted."""
 
+LANES = 16
+"""Refinements pad the numbers of a descriptor to a multiple of this."""
+
+DISA = 208
+"""Bytes a working voxel while DISA's descriptors are made."""
+
 PROGRAM = 440e6
 """Bytes of Python with the packages that a run imports; what the system reports once they are loaded counts."""
 
@@ -134,11 +140,12 @@ def _deformable(images: Sequence[Image], settings: Mcbo, economy: Economy) -> di
     drawn = count * voxels * (3 if settings.reproduce else 10)
     largest = max(_voxels(image.grid) for image in images)
     stages: dict[str, float] = {"draw": drawn + (0 if settings.reproduce else 16 * max(largest, voxels))}
-    kept_full = (features / 2 if economy.half else features) if 1 in used_levels(settings) else 0
-    pooled = sum(features * voxels / level**3 for level in used_levels(settings) if level > 1)
-    held = drawn + CODE["descriptors"] + count * (kept_full * voxels + pooled)
-    describing = (max(features, kept_full) + 12) * voxels + 2 * pooled
-    stages["descriptors"] = drawn + CODE["descriptors"] + (count - 1) * (kept_full * voxels + pooled) + describing
+    levels = used_levels(settings)
+    kept = sum(features * voxels / level**3 / (2 if economy.half and level == 1 else 1) for level in levels)
+    held = drawn + CODE["descriptors"] + count * kept
+    base = features * voxels / math.gcd(*levels) ** 3
+    network = DISA * voxels if any(d.name == "disa" for d in settings.describe) else 0
+    stages["descriptors"] = held + base + max(network - kept, 6 * voxels)
     field = 12 * voxels
     for level in settings.levels:
         need = _search_bytes(grid.shape, level, settings, economy, features)
@@ -176,7 +183,8 @@ def _refine_bytes(voxels: float, stage: Refinement, features: float, movings: in
     control = cells / stage.control**3
     fine = 48 * cells if stage.control > 1 else 24 * cells
     correlation = 40 * cells if stage.similarity != "mind" else 0
-    return 2 * features * cells * movings + fine + 120 * control + correlation
+    padded = 4 * LANES * math.ceil(features / 4 / LANES)
+    return 2 * padded * cells * movings + fine + 120 * control + correlation
 
 
 def program_bytes(images: float) -> float:

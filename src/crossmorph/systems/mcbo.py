@@ -46,7 +46,6 @@ POOLED_PLANES = 16
 """About so many planes are pooled at once."""
 
 PLENTY = Economy()
-"""No need to save memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +128,7 @@ def mcbo(
 
 
 def _check_size(fixed: Volume, settings: Mcbo) -> None:
-    coarsest = max((*settings.levels, *(stage.level for stage in settings.refine)))
+    coarsest = max(used_levels(settings))
     if min(fixed.values.shape) < coarsest:
         raise InputError(
             f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} "
@@ -167,7 +166,7 @@ def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
     They are kept at the finest resolution from which all levels can be pooled. ``side``: 0 for the fixed, 1 for a
     moving image.
     """
-    base = math.gcd(*settings.levels, *(stage.level for stage in settings.refine))
+    base = math.gcd(*used_levels(settings))
     parts = []
     for descriptor in settings.describe:
         if descriptor.name == "mind":
@@ -195,8 +194,8 @@ def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
         return values
     step = level * max(1, POOLED_PLANES // level)
     stop = values.shape[1] // level * level
-    parts = [F.avg_pool3d(values[None, :, i : min(i + step, stop)].float(), level)[0] for i in range(0, stop, step)]
-    return torch.cat(parts, 1)
+    starts = range(0, stop, step)
+    return torch.cat([F.avg_pool3d(values[None, :, i : min(i + step, stop)].float(), level)[0] for i in starts], 1)
 
 
 def search(
