@@ -37,7 +37,7 @@ DISA = 208
 PROGRAM = 440e6
 """Bytes of Python with the packages that a run imports; what the system reports once they are loaded counts."""
 
-CODE = {"linear": 170e6, "descriptors": 60e6, "refine": 60e6}
+CODE = {"linear": 170e6, "descriptors": 60e6, "refine": 60e6, "report": 80e6}
 """Bytes of compiled kernels, and of what the allocator keeps, from a stage on."""
 
 POINT = 620
@@ -128,7 +128,7 @@ def stage_bytes(
     points = min(BLOCK, max(min(_voxels(movings[0].grid), SCORED), min(fixed_voxels, SCORED)))
     stages["judge"] = held + POINT * points + 40 * min(fixed_voxels, SCORED) + 16 * largest
     warped = (4 * sum(moving.channels for moving in movings) + 6) * fixed_voxels
-    stages["write"] = held + warped + 16 * fixed_voxels
+    stages["write"] = held + CODE["report"] + warped + 40 * fixed_voxels
     return stages
 
 
@@ -184,7 +184,7 @@ def _refine_bytes(voxels: float, stage: Refinement, features: float, movings: in
     fine = 48 * cells if stage.control > 1 else 24 * cells
     correlation = 40 * cells if stage.similarity != "mind" else 0
     padded = 4 * LANES * math.ceil(features / 4 / LANES)
-    return 2 * padded * cells * movings + fine + 120 * control + correlation
+    return 2 * padded * cells * movings + fine + 180 * control + correlation
 
 
 def program_bytes(images: float) -> float:
