@@ -1,13 +1,14 @@
-"""The parts of MCBO that put fields together: octants and the fusion of modalities."""
+"""The parts of MCBO that put fields together: blocks and the fusion of modalities."""
 
 import pytest
 import torch
 
 from crossmorph.match.consistency import inverse_consistent
 from crossmorph.match.convex import coupled_convex
-from crossmorph.match.cost import expected_cost
 from crossmorph.settings import Mcbo
-from crossmorph.systems.mcbo import Volume, fuse, octants, search
+from crossmorph.systems import blocks
+from crossmorph.systems.blocks import Economy, divided, pieces
+from crossmorph.systems.mcbo import Volume, fuse, search
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,10 +17,13 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(8, 10, 6), (7, 9, 5), (1, 2, 3)])
 @pytest.mark.parametrize("halo", [0, 2, 50])
-def test_octants_cover_every_voxel_once(shape: tuple[int, int, int], halo: int) -> None:
+@pytest.mark.parametrize("parts", [(2, 2, 2), (1, 3, 4)])
+def test_pieces_cover_every_voxel_once(
+    shape: tuple[int, int, int], halo: int, parts: tuple[int, int, int]
+) -> None:
     index = torch.arange(torch.tensor(shape).prod()).reshape(shape)
     stitched, visits = torch.full(shape, -1), torch.zeros(shape)
-    for whole, inner, outer in octants(shape, halo):
+    for whole, inner, outer in pieces(shape, parts, halo):
         stitched[whole] = index[outer][inner]
         visits[whole] += 1
         for side, box, n in zip(whole, outer, shape, strict=True):
@@ -29,37 +33,52 @@ def test_octants_cover_every_voxel_once(shape: tuple[int, int, int], halo: int) 
     assert (visits == 1).all()
 
 
-@pytest.mark.parametrize("shape", [(26, 24, 28), (25, 23, 27)])
-def test_octants_with_a_halo_equal_the_undivided_volume(shape: tuple[int, int, int]) -> None:
-    fixed, moving = noise(3, *shape), noise(3, *shape, seed=1)
-    valid = noise(*shape, seed=2) > 0.1, noise(*shape, seed=3) > 0.1
-    unknown, every = expected_cost(fixed, moving, *valid), slice(None)
-    expected = coupled_convex(fixed, moving, 1, valid)
-
-    def stitched(halo: int) -> torch.Tensor:
-        field = torch.empty_like(expected)
-        for whole, inner, outer in octants(shape, halo):
-            seen = valid[0][outer], valid[1][outer]
-            part = coupled_convex(fixed[(every, *outer)], moving[(every, *outer)], 1, seen, unknown=unknown)
-            field[(every, *whole)] = part[(every, *inner)]
-        return field
-
-    torch.testing.assert_close(stitched(1 + 9), expected)  # half_width + 9, as ``octants`` promises
-    assert (stitched(0) - expected).abs().max() > 0.1
-
-
-def test_level_1_equals_the_search_of_the_undivided_volume() -> None:
-    shape = (25, 23, 27)
-    a, b = (
+def some_volumes(*shape: int) -> tuple[Volume, Volume]:
+    first, second = (
         Volume(noise(*shape), noise(*shape, seed=n) > 0.1, noise(*shape) > 0, noise(3, *shape, seed=n))
         for n in (0, 1)
     )
-    assert a.features is not None
-    assert b.features is not None
-    forward = coupled_convex(a.features, b.features, 1, (a.valid, b.valid))
-    backward = coupled_convex(b.features, a.features, 1, (b.valid, a.valid))
-    found = search(a, [b], 1, Mcbo(levels=(1,), half_width=1))
-    torch.testing.assert_close(found, inverse_consistent(forward, backward)[0])
+    return first, second
+
+
+@pytest.mark.parametrize("shape", [(10, 50, 44), (9, 47, 45)])
+@pytest.mark.parametrize("reproduce", [False, True])
+def test_a_search_in_blocks_equals_that_of_the_undivided_volume(
+    shape: tuple[int, int, int], reproduce: bool
+) -> None:
+    a, b = some_volumes(*shape)
+    settings = Mcbo(levels=(2,), half_width=1, reproduce=reproduce)
+    halved = divided(shape, 1, 1.3e6)
+    assert max(halved.parts) > 1
+    small = search(a, [b], 2, settings, economy=Economy(1.3e6))
+    assert torch.equal(small, search(a, [b], 2, settings))
+    if not reproduce:
+        assert a.features is not None
+        assert b.features is not None
+        forward = coupled_convex(a.features, b.features, 1, (a.valid, b.valid))
+        backward = coupled_convex(b.features, a.features, 1, (b.valid, a.valid))
+        torch.testing.assert_close(small, inverse_consistent(forward, backward)[0])
+
+
+def test_a_small_halo_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = some_volumes(10, 50, 44)
+    settings = Mcbo(levels=(2,), half_width=1)
+    monkeypatch.setattr(blocks, "WINDOWS", 2)
+    small = search(a, [b], 2, settings, economy=Economy(1.3e6))
+    assert not torch.equal(small, search(a, [b], 2, settings))
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), (128, 128, 128), (40, 90, 20)])
+def test_a_division_keeps_to_its_bytes_and_grows_thriftier(shape: tuple[int, int, int]) -> None:
+    voxels = shape[0] * shape[1] * shape[2]
+    whole = divided(shape, 4, 1e12)
+    assert (whole.parts, whole.cells, whole.bytes) == ((1, 1, 1), voxels, 4 * 729 * voxels)
+    limits = [whole.bytes * share for share in (0.8, 0.5, 0.3)]
+    found = [divided(shape, 4, limit) for limit in limits]
+    assert all(division.bytes <= limit for division, limit in zip(found, limits, strict=True) if limit > 1e8)
+    assert [d.cells for d in found] == sorted(d.cells for d in found)
+    least = divided(shape, 4, 0)
+    assert least.bytes == min(divided(shape, 4, share * whole.bytes).bytes for share in (0, 1e-6, 1e-3))
 
 
 def test_one_modality_stays_as_it_is() -> None:

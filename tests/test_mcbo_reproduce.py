@@ -90,7 +90,9 @@ def test_equal_costs_take_the_first_displacement_as_released() -> None:
 def test_one_level(shape: tuple[int, int, int], level: int) -> None:
     """Level 3 of 13 voxels pools 12: the last is dropped and the field is stretched over the volume."""
     fixed, moving = pair(shape)
-    field = search(everywhere(fixed), [everywhere(moving)], level, published({level: 1.0}))
+    field = search(
+        everywhere(fixed).pooled(level), [everywhere(moving).pooled(level)], level, published({level: 1.0})
+    )
     expected = plain.coarse_level(plain.mind(fixed), plain.mind(moving), level, 2)
     same(resize(field * level, shape, scaled=False), expected)
 

@@ -17,6 +17,7 @@ from crossmorph.commands.evaluate import Evaluate
 from crossmorph.commands.info import Info
 from crossmorph.commands.invert import Invert
 from crossmorph.commands.learn2reg import Learn2Reg
+from crossmorph.commands.plan import Plan
 from crossmorph.commands.register import Register
 from crossmorph.commands.report import Report
 from crossmorph.commands.train import Train
@@ -25,6 +26,7 @@ from crossmorph.errors import InputError
 
 Command = (
     Annotated[Register, subcommand("register")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Apply, subcommand("apply")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Convert, subcommand("convert")]

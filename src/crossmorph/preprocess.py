@@ -46,7 +46,7 @@ def check_registrable(image: Image) -> None:
         raise InputError(f"{name} has no valid voxel: every value is NaN or infinite, or the mask is empty")
     if count < MIN_VOXELS:
         raise InputError(f"{name} has only {count} valid voxels; at least {MIN_VOXELS} are needed")
-    values = image.data[:, image.valid]
+    values = image.data if count == image.valid.numel() else image.data.masked_select(image.valid)
     if float(values.min()) == float(values.max()):
         raise InputError(
             f"{name} is constant: every valid voxel is {float(values.min()):g}; there is nothing to align"
@@ -179,7 +179,7 @@ def foreground(image: Image, margin_mm: float = 8.0) -> torch.Tensor:
 
 def normalised(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Values shifted and scaled so that the 1st and 99th percentile of the valid ones are 0 and 1."""
-    sample = values[valid]
+    sample = values.masked_select(valid)
     sample = sample[:: max(1, sample.numel() // 1_000_000)]
     low, high = (float(torch.quantile(sample, q)) for q in (0.01, 0.99))
     return (values - low) / max(high - low, 1e-12)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from math import lcm
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,18 @@ from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
 from crossmorph.optimise.landmarks import Landmarks
+from crossmorph.plan import Plan, fitted, out_of_memory, smaller, unlimited
 from crossmorph.points import Points
-from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto, working_grid
+from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
 from crossmorph.settings import Mcbo, check, load_settings
 from crossmorph.space import Grid, gap_mm
 from crossmorph.systems.linear import align
-from crossmorph.systems.mcbo import Volume, information, mcbo
+from crossmorph.systems.mcbo import Volume, grid_of, information, mcbo
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
+
+log = logging.getLogger("crossmorph")
 
 NEEDED = 0.25
 """Tolerances by which the mean excess of landmarks must fall for a deformation that the images speak against."""
@@ -72,7 +75,8 @@ def register(
         The transform from fixed to moving points with everything needed to judge and save it.
 
     Raises:
-        InputError: an image or mask cannot be registered, or the fields of view do not overlap from any start.
+        InputError: an image or mask cannot be registered, the fields of view do not overlap from any start, or
+            the run cannot keep to ``settings.memory_gib``.
     """
     journal = Journal(progress)
     settings = check(settings if settings is not None else load_settings())
@@ -84,11 +88,12 @@ def register(
         target = _one_frame(fixed, 0, journal)
         begin = _linear(initial)
         pairs = None if landmarks is None else _pairs(*landmarks, landmark_tolerance_mm, fixed, movings[0])
+        plan = _planned(fixed, movings, settings, deformable, where, journal)
     matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed, pairs)
     linear = Affine(matrix)
     parts: tuple[Transform, ...] = (linear,)
     if deformable:
-        dense = _deformation(target, chosen, linear, settings, journal, where, pairs)
+        dense, settings = _deformed(target, chosen, linear, plan, journal, where, pairs)
         parts = parts if dense is None else (dense, linear)
     if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
         journal.note("masks", "in the scores only: the published system takes none")
@@ -103,22 +108,59 @@ def register(
     return result
 
 
+def _planned(
+    fixed: Image, movings: list[Image], settings: Mcbo, deformable: bool, device: torch.device, journal: Journal
+) -> Plan:
+    """How the run keeps to its memory limit; the journal says what was changed for it."""
+    if device.type != "cpu":
+        if settings.memory_gib:
+            raise InputError("memory_gib is kept to on the processor only; add --device cpu, or leave it at 0")
+        return unlimited(fixed, movings, settings)
+    plan = fitted(fixed, movings, settings, deformable)
+    journal.note("memory", plan.record())
+    return plan
+
+
+def _deformed(
+    fixed: Image,
+    movings: list[Image],
+    linear: Affine,
+    plan: Plan,
+    journal: Journal,
+    device: torch.device,
+    landmarks: Landmarks | None,
+) -> tuple[DisplacementField | None, Mcbo]:
+    """``_deformation`` and the settings it was made with; after running out of memory once more, smaller."""
+    try:
+        return _deformation(fixed, movings, linear, plan, journal, device, landmarks), plan.settings
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    plan = smaller(plan, fixed, movings)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    journal.note("memory", {**plan.record(), "ran_out": True})
+    log.warning("memory ran out; trying again: %s", "; ".join(plan.changes))
+    return _deformation(fixed, movings, linear, plan, journal, device, landmarks), plan.settings
+
+
 def _deformation(
     fixed: Image,
     movings: list[Image],
     linear: Affine,
-    settings: Mcbo,
+    plan: Plan,
     journal: Journal,
     device: torch.device,
     landmarks: Landmarks | None = None,
 ) -> DisplacementField | None:
     """The displacement that follows the linear map, or None where it does harm."""
+    settings = plan.settings
     with journal.stage("draw"):
         _check_overlap(fixed, movings, linear)
         grid, volumes = _volumes(fixed, movings, linear, settings, device)
 
     places = None if landmarks is None else landmarks.on(grid, linear.matrix)
-    field = mcbo(volumes[0], volumes[1:], settings, journal, places)
+    field = mcbo(volumes[0], volumes[1:], settings, journal, places, plan.economy)
     with journal.stage("transform"):
         dense = _displacement(field.cpu(), grid)
         needed = landmarks is not None and _pulls(landmarks, linear, dense)
@@ -225,14 +267,8 @@ def _volumes(
     fixed: Image, movings: list[Image], start: Affine, settings: Mcbo, device: torch.device
 ) -> tuple[Grid, list[Volume]]:
     """The working grid and all images drawn on it, fixed first."""
-    if settings.reproduce:
-        grid = fixed.grid
-        fixed_drawn = fixed
-    else:
-        steps = [s.level * (s.control if settings.weights else 1) for s in settings.refine]
-        multiple = lcm(*settings.levels, *steps)
-        grid = working_grid(fixed.grid, [m.grid for m in movings], settings.spacing_mm, multiple)
-        fixed_drawn = onto(fixed, grid)
+    grid = grid_of(fixed.grid, [m.grid for m in movings], settings)
+    fixed_drawn = fixed if settings.reproduce else onto(fixed, grid)
     drawn = [fixed_drawn]
     for moving in movings:
         same = settings.reproduce and moving.grid.same_as(grid) and np.allclose(start.matrix, np.eye(4))

@@ -99,6 +99,10 @@ class Mcbo:
     spacing_mm: float = 0.0
     """Working voxel size. 0: the finest spacing that both images have, within 1.5 and 8 million voxels."""
 
+    memory_gib: float = 0.0
+    """Memory that the process may use, in GiB; settings that need more are changed, and the record says how.
+    0: cost volumes are cut so that the machine's free memory suffices; nothing else is changed."""
+
     describe: tuple[Descriptor, ...] = (Descriptor(),)
     """What is compared."""
 
@@ -237,6 +241,7 @@ def check(settings: S, source: str = "settings") -> S:
     elif isinstance(settings, Mcbo):
         check(settings.linear, f"{source}: linear")
         need(settings.spacing_mm >= 0, "spacing_mm", "at least 0")
+        need(settings.memory_gib >= 0, "memory_gib", "at least 0")
         need(settings.mind_radius >= 0, "mind_radius", "at least 0")
         need(settings.mind_dilation >= 1, "mind_dilation", "at least 1")
         need(1 <= settings.half_width <= 8, "half_width", "1 to 8")

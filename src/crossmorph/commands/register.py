@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel, LinearSearch
+from crossmorph.settings import LinearModel, LinearSearch, Mcbo, load_settings
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -82,6 +83,9 @@ class Register:
     frame: str = "0"
     """Frame of a 4-D moving image to register, or mean. All frames are warped."""
 
+    memory: Annotated[str, arg(metavar="SIZE")] = ""
+    """Memory that the run may use, such as 4GiB; what has to be changed for it is said. See crossmorph plan."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -99,16 +103,28 @@ class Register:
 
     def run(self) -> int:
         """Read, register, write and return the exit code."""
-        from crossmorph import files, io
-        from crossmorph.registration import register
-        from crossmorph.settings import load_settings
+        from crossmorph import files
+        from crossmorph.plan import out_of_memory
 
         files.check_output(self.output, self.overwrite)
-        if self.settings and self.preset != "default":
-            raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
-        settings = load_settings(self.system, self.settings or self.preset)
-        linear = settings.linear
-        linear = replace(linear, model=self.linear or linear.model, search=self.search or linear.search)
+        settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
+        try:
+            result = self._result(settings)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise InputError(
+                f"memory ran out ({error or 'no more to be had'}), and nothing was written; close other programs, "
+                "or give a limit such as --memory 4GiB; crossmorph plan says what a run needs"
+            ) from error
+        self._report(result)
+        return 3 if result.verdict.status == "failed" else 0
+
+    def _result(self, settings: Mcbo) -> Result:
+        """The registration, written."""
+        from crossmorph import io
+        from crossmorph.registration import register
+
         landmarks = (
             (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
         )
@@ -117,7 +133,7 @@ class Register:
             result = register(
                 io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
                 [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
-                settings=replace(settings, linear=linear),
+                settings=settings,
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,
                 fixed_mask=masks[0],
@@ -131,8 +147,7 @@ class Register:
             )
             result.journal.note("command", self._command())
             result.save(self.output, self.overwrite)
-        self._report(result)
-        return 3 if result.verdict.status == "failed" else 0
+        return result
 
     def _command(self) -> dict[str, Any]:
         """The command line with a word in capitals for every file, and the files."""
@@ -163,7 +178,42 @@ class Register:
                 for note in image.notes:
                     console.print(f"{image.name}: {note}")
             seconds = sum(entry["seconds"] for entry in result.journal.stages)
+            memory = result.record["choices"].get("memory", {})
+            if memory.get("ran_out"):
+                console.print("memory ran out; the deformable stage was run again, smaller")
+            for change in memory.get("changes", ()):
+                console.print(f"to fit into memory: {change}")
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
+
+
+def chosen_settings(
+    system: str,
+    preset: str,
+    file: Path | None,
+    model: LinearModel | None,
+    search: LinearSearch | None,
+    memory: str,
+) -> Mcbo:
+    """Settings of a preset or a file, with what the command line says instead."""
+    if file and preset != "default":
+        raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
+    settings = load_settings(system, file or preset)
+    linear = settings.linear
+    linear = replace(linear, model=model or linear.model, search=search or linear.search)
+    return replace(settings, linear=linear, memory_gib=parsed_gib(memory) if memory else settings.memory_gib)
+
+
+def parsed_gib(text: str) -> float:
+    """A size in words, in GiB: 4GiB, 4G, 3500MiB, 4.2GB; a bare number is GiB.
+
+    Raises:
+        InputError: it is no such size.
+    """
+    units = {"": 1.0, "gib": 1.0, "g": 1.0, "mib": 2.0**-10, "m": 2.0**-10, "gb": 1e9 / 2**30, "mb": 1e6 / 2**30}
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in units or not float(found[1]) > 0:
+        raise InputError(f"a memory size is a number above 0 with GiB, MiB, GB or MB, such as 4GiB; not {text!r}")
+    return float(found[1]) * units[found[2]]
 
 
 @contextmanager

@@ -12,9 +12,8 @@ the refinement starts smooth and takes on only as much detail as the images conf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,15 +29,23 @@ from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.landmarks import OnGrid
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
+from crossmorph.preprocess import working_grid
 from crossmorph.record import Journal
 from crossmorph.resample import SUPPORTED
 from crossmorph.settings import Mcbo, Refinement
+from crossmorph.space import Grid
+from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 
 MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
 
 INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
+
+POOLED_PLANES = 16
+"""About so many planes are pooled at once."""
+
+PLENTY = Economy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +65,7 @@ class Volume:
         """Blocks of level^3 voxels as one; incomplete blocks at the high faces are dropped, as published."""
         if level == 1:
             return self
-        masks = torch.stack((self.valid, self.weight)).float()
-        valid, weight = _pool(masks, level) > 0.5
+        valid, weight = _pool(torch.stack((self.valid, self.weight)), level) > 0.5
         features = None if self.features is None else _pool(self.features, level // self.base)
         return Volume(_pool(self.values[None], level)[0], valid, weight, features)
 
@@ -67,7 +73,17 @@ class Volume:
         """Features and validity at x + field(x)."""
         assert self.features is not None
         valid = warp(self.valid[None].float(), field)[0] > 0.999
-        return replace(self, features=warp(self.features, field), valid=valid)
+        return replace(self, features=warp(self.features.float(), field), valid=valid)
+
+    def cropped(self, box: Box) -> Volume:
+        """The part in a box."""
+        assert self.features is not None
+        features = self.features[(slice(None), *box)]
+        return Volume(self.values[box], self.valid[box], self.weight[box], features)
+
+
+Levels = dict[int, Volume]
+"""A volume with its descriptors at each level that is used."""
 
 
 def mcbo(
@@ -76,6 +92,7 @@ def mcbo(
     settings: Mcbo,
     journal: Journal,
     landmarks: OnGrid | None = None,
+    economy: Economy = PLENTY,
 ) -> torch.Tensor:
     """Displacement from fixed to moving on the working grid.
 
@@ -85,6 +102,7 @@ def mcbo(
         journal: takes progress, seconds and notes.
         landmarks: on the working grid; the refinements keep them near their matches. Where fields are summed
             (``weights``), the sum is moved towards them smoothly.
+        economy: how memory is saved.
 
     Returns:
         (3, A, B, C) float32: displacement in cells of a grid of A x B x C cells over the working grid's field of
@@ -93,26 +111,27 @@ def mcbo(
     """
     _check_size(fixed, settings)
     with journal.stage("descriptors"):
-        fixed = _described(fixed, settings, 0)
-        movings = [_described(moving, settings, 1) for moving in movings]
+        target = _levels(fixed, settings, 0, economy)
+        sources = [_levels(moving, settings, 1, economy) for moving in movings]
     if settings.weights:
-        total = _weighted_sum(fixed, movings, settings, journal)
+        shape = fixed.values.shape
+        total = _weighted_sum(shape, target, sources, settings, journal, economy)
         return total if landmarks is None else landmarks.resized(total.shape[1:]).moved(total)
     field: torch.Tensor | None = None
     for level in settings.levels:
         with journal.stage(f"search level {level}"):
-            field = search(fixed, movings, level, settings, field)
+            field = search(target[level], [s[level] for s in sources], level, settings, field, economy)
     assert field is not None
     if landmarks is not None:
         field = landmarks.resized(field.shape[1:]).moved(field)
     for number, stage in enumerate(settings.refine, start=1):
         with journal.stage(f"refine {number}"):
-            field = _refined(fixed, movings, field, stage, settings, journal, landmarks)
+            field = _refined(target, sources, field, stage, settings, journal, landmarks)
     return field
 
 
 def _check_size(fixed: Volume, settings: Mcbo) -> None:
-    coarsest = max((*settings.levels, *(stage.level for stage in settings.refine)))
+    coarsest = max(used_levels(settings))
     if min(fixed.values.shape) < coarsest:
         raise InputError(
             f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} "
@@ -121,13 +140,36 @@ def _check_size(fixed: Volume, settings: Mcbo) -> None:
         )
 
 
+def grid_of(fixed: Grid, movings: Sequence[Grid], settings: Mcbo) -> Grid:
+    """The grid that the system works on."""
+    if settings.reproduce:
+        return fixed
+    steps = [stage.level * (stage.control if settings.weights else 1) for stage in settings.refine]
+    return working_grid(fixed, movings, settings.spacing_mm, math.lcm(*settings.levels, *steps))
+
+
+def used_levels(settings: Mcbo) -> set[int]:
+    """Levels at which descriptors are compared."""
+    return {*settings.levels, *(stage.level for stage in settings.refine)}
+
+
+def _levels(volume: Volume, settings: Mcbo, side: int, economy: Economy) -> Levels:
+    """The volume with its descriptors at each level used; those of single voxels are kept only where used."""
+    described = _described(volume, settings, side)
+    levels = {level: described.pooled(level) for level in sorted(used_levels(settings))}
+    if economy.half and 1 in levels:
+        assert described.features is not None
+        levels[1] = replace(described, features=described.features.half())
+    return levels
+
+
 def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
     """The volume with its descriptors, each scaled so that squared differences weigh as they should.
 
     They are kept at the finest resolution from which all levels can be pooled. ``side``: 0 for the fixed, 1 for a
     moving image.
     """
-    base = math.gcd(*settings.levels, *(stage.level for stage in settings.refine))
+    base = math.gcd(*used_levels(settings))
     parts = []
     for descriptor in settings.describe:
         if descriptor.name == "mind":
@@ -150,88 +192,69 @@ def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
-    """(C, I, J, K) average-pooled by ``level``."""
+    """(C, I, J, K) average-pooled by ``level``, some planes at a time: descriptors lie channels last in memory."""
     if level == 1:
         return values
-    return F.avg_pool3d(values[None], level)[0]
+    step = level * max(1, POOLED_PLANES // level)
+    stop = values.shape[1] // level * level
+    starts = range(0, stop, step)
+    return torch.cat([F.avg_pool3d(values[None, :, i : min(i + step, stop)].float(), level)[0] for i in starts], 1)
 
 
 def search(
-    fixed: Volume, movings: Sequence[Volume], level: int, settings: Mcbo, start: torch.Tensor | None = None
+    fixed: Volume,
+    movings: Sequence[Volume],
+    level: int,
+    settings: Mcbo,
+    start: torch.Tensor | None = None,
+    economy: Economy = PLENTY,
 ) -> torch.Tensor:
     """Discrete search of one level: (3, A, B, C) in its cells, fused over the moving modalities.
 
-    With ``start``, the moving features are warped by it first and what is found is composed with it:
-    u(x) = r(x) + start(x + r(x)).
+    The volumes are pooled to the level. With ``start``, the moving features are warped by it first and what is
+    found is composed with it: u(x) = r(x) + start(x + r(x)).
     """
-    target = fixed.pooled(level)
     if start is not None:
-        start = resize(start, target.values.shape)
+        start = resize(start, fixed.values.shape)
     found = []
     for moving in movings:
-        source = moving.pooled(level)
-        if start is not None:
-            source = source.warped(start)
-        found.append(_consistent_pair(target, source, level, settings))
+        source = moving if start is None else moving.warped(start)
+        found.append(_consistent_pair(fixed, source, level, settings, economy))
     field = fuse(found, settings.fusion)
     return field if start is None else field + warp(start, field)
 
 
-def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo) -> torch.Tensor:
+def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo, economy: Economy) -> torch.Tensor:
     """Both directions of one level made consistent; the forward one."""
     rounds = settings.consistency_iterations
     both = ((a, b), (b, a)) if rounds else ((a, b),)
-    if level > 1:
-        fields = [_convex(x, y, settings) for x, y in both]
-        return inverse_consistent(fields[0], fields[1], rounds, settings.reproduce)[0] if rounds else fields[0]
-    fields = [torch.zeros((3, *a.values.shape), device=a.values.device) for _ in both]
-    halo = 0 if settings.reproduce else settings.half_width + 9
+    if settings.reproduce and level == 1:  # published: each octant on its own
+        field = torch.empty((3, *a.values.shape), device=a.values.device)
+        for octant, _, _ in pieces(field.shape[1:], (2, 2, 2), 0):
+            parts = [_convex(x.cropped(octant), y.cropped(octant), settings, economy) for x, y in both]
+            found = inverse_consistent(parts[0], parts[1], rounds, True)[0] if rounds else parts[0]
+            field[(slice(None), *octant)] = found
+        return field
+    fields = [_convex(x, y, settings, economy) for x, y in both]
+    return inverse_consistent(fields[0], fields[1], rounds, settings.reproduce)[0] if rounds else fields[0]
+
+
+def _convex(a: Volume, b: Volume, settings: Mcbo, economy: Economy) -> torch.Tensor:
+    """The coupled convex search from a to b, in blocks where memory asks for them."""
     assert a.features is not None
     assert b.features is not None
     unknown = None if settings.reproduce else expected_cost(a.features, b.features, a.valid, b.valid)
-    for whole, inner, outer in octants(tuple(a.values.shape), halo):
-        parts = [_convex(_cropped(x, outer), _cropped(y, outer), settings, unknown) for x, y in both]
-        if settings.reproduce and rounds:  # published: each octant on its own
-            parts = list(inverse_consistent(parts[0], parts[1], rounds, True))
-        for field, part in zip(fields, parts, strict=True):
-            field[(slice(None), *whole)] = part[(slice(None), *inner)]
-    if rounds and not settings.reproduce:
-        return inverse_consistent(fields[0], fields[1], rounds)[0]
-    return fields[0]
 
+    def solve(box: Box, slab_bytes: float) -> torch.Tensor:
+        x, y = a.cropped(box), b.cropped(box)
+        assert x.features is not None
+        assert y.features is not None
+        options = (settings.balanced, settings.reproduce, unknown, slab_bytes)
+        return coupled_convex(
+            x.features.float(), y.features.float(), settings.half_width, (x.valid, y.valid), *options
+        )
 
-Box = tuple[slice, slice, slice]
-
-
-def octants(shape: tuple[int, ...], halo: int) -> Iterator[tuple[Box, Box, Box]]:
-    """The eight octants of a volume: (where in the volume, where in the octant with halo, octant with halo).
-
-    Odd sizes give the larger half to the lower octant. With a halo of half_width + 9 cells (one for each of the
-    seven smoothings of the coupled convex optimisation and two of the cost windows) the stitched result equals
-    that of the undivided volume.
-    """
-    halves = [((0, -(-n // 2)), (-(-n // 2), n)) for n in shape]
-    for ends in product(*halves):
-        if any(low == high for low, high in ends):
-            continue
-        outer = [(max(low - halo, 0), min(high + halo, n)) for (low, high), n in zip(ends, shape, strict=True)]
-        inner = [(low - o[0], high - o[0]) for (low, high), o in zip(ends, outer, strict=True)]
-        whole, part, around = (tuple(slice(*e) for e in box) for box in (ends, inner, outer))
-        yield (*whole,), (*part,), (*around,)  # type: ignore[misc]  # three slices each
-
-
-def _cropped(volume: Volume, box: Box) -> Volume:
-    assert volume.features is not None
-    return Volume(volume.values[box], volume.valid[box], volume.weight[box], volume.features[(slice(None), *box)])
-
-
-def _convex(a: Volume, b: Volume, settings: Mcbo, unknown: float | None = None) -> torch.Tensor:
-    assert a.features is not None
-    assert b.features is not None
-    valid = (a.valid, b.valid)
-    return coupled_convex(
-        a.features, b.features, settings.half_width, valid, settings.balanced, settings.reproduce, unknown
-    )
+    return in_blocks(a.values.shape, settings.half_width, economy.cost_bytes, solve)
 
 
 def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
@@ -254,28 +277,37 @@ def _mean(fields: Sequence[torch.Tensor]) -> torch.Tensor:
     return sum(fields[1:], fields[0]) / len(fields)
 
 
-def _weighted_sum(fixed: Volume, movings: Sequence[Volume], settings: Mcbo, journal: Journal) -> torch.Tensor:
+def _weighted_sum(
+    shape: Sequence[int],
+    fixed: Levels,
+    movings: Sequence[Levels],
+    settings: Mcbo,
+    journal: Journal,
+    economy: Economy,
+) -> torch.Tensor:
     """Published fusion: the sum of weighted level fields, the finest of them refined (MCBO, multilevel fusion)."""
-    total = torch.zeros((3, *fixed.values.shape), device=fixed.values.device)
+    total: torch.Tensor | None = None
     for level, weight in zip(settings.levels, settings.weights, strict=True):
         fields = []
         for moving in movings:
             with journal.stage(f"search level {level}"):
-                field = _in_voxels(search(fixed, [moving], level, settings), level, fixed, settings)
+                field = search(fixed[level], [moving[level]], level, settings, economy=economy)
+                field = _in_voxels(field, level, shape, settings)
             if level == min(settings.levels):
                 for number, stage in enumerate(settings.refine, start=1):
                     with journal.stage(f"refine {number}"):
                         field = _refined(fixed, [moving], field, stage, settings, journal)
-                        field = _in_voxels(field, stage.level * stage.control, fixed, settings)
+                        field = _in_voxels(field, stage.level * stage.control, shape, settings)
                 field = _box_smoothed(field, settings)
             fields.append(field)
-        total += weight * fuse(fields, settings.fusion)
+        part = weight * fuse(fields, settings.fusion)
+        total = part if total is None else total + part
+    assert total is not None
     return total
 
 
-def _in_voxels(field: torch.Tensor, cell: int, fixed: Volume, settings: Mcbo) -> torch.Tensor:
+def _in_voxels(field: torch.Tensor, cell: int, shape: Sequence[int], settings: Mcbo) -> torch.Tensor:
     """A field in cells of ``cell`` voxels, in voxels of the full grid; released: as if none had been dropped."""
-    shape = fixed.values.shape
     return resize(field * cell, shape, scaled=False) if settings.reproduce else resize(field, shape)
 
 
@@ -291,8 +323,8 @@ def _box_smoothed(field: torch.Tensor, settings: Mcbo) -> torch.Tensor:
 
 
 def _refined(
-    fixed: Volume,
-    movings: Sequence[Volume],
+    fixed: Levels,
+    movings: Sequence[Levels],
     field: torch.Tensor,
     stage: Refinement,
     settings: Mcbo,
@@ -300,7 +332,7 @@ def _refined(
     landmarks: OnGrid | None = None,
 ) -> torch.Tensor:
     """``field`` after one refinement, in cells of the stage's control grid."""
-    target, sources = fixed.pooled(stage.level), [moving.pooled(stage.level) for moving in movings]
+    target, sources = fixed[stage.level], [moving[stage.level] for moving in movings]
     shape = target.values.shape
     control = [-(-n // stage.control) for n in shape]
     if settings.reproduce:
