@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel, LinearSearch
+from crossmorph.settings import Descriptor, DescriptorName, LinearModel, LinearSearch
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -45,6 +45,10 @@ class Register:
 
     settings: Path | None = None
     """TOML file with settings, in place of a preset."""
+
+    descriptor: DescriptorName | None = None
+    """What the deformable stage compares, and nothing else: mind (MIND-SSC), macmind, msssc (its first step) or
+    disa. By default what the preset says."""
 
     initial: Path | None = None
     """Linear transform file (fixed to moving points) to start from, in place of the world coordinates."""
@@ -107,6 +111,8 @@ class Register:
         if self.settings and self.preset != "default":
             raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
         settings = load_settings(self.system, self.settings or self.preset)
+        if self.descriptor:
+            settings = replace(settings, describe=(Descriptor(self.descriptor),))
         linear = settings.linear
         linear = replace(linear, model=self.linear or linear.model, search=self.search or linear.search)
         landmarks = (
