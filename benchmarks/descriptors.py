@@ -2,9 +2,9 @@
 
 python benchmarks/descriptors.py -o OUT
 
-Cases are those of benchmarks/cases.py, both of pairs and of truth. Every run is a process of its own on one thread,
-which begins with the linear stage; accuracy comes from the data folder's score.py. CPU seconds, unlike wall time, say
-the same on a busy machine.
+Cases are those of benchmarks/cases.py, both of pairs and of truth. Every run is a process of its own on one thread
+and begins with the linear stage; accuracy comes from the data folder's score.py. CPU seconds, unlike wall time,
+hardly depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from typing import Annotated
 import tyro
 from cases import TRUTH_CACHE, Case, data_folder, pairs, truth
 from peers import crossmorph_tool, machine, register, score, tiny_case
-from tables import Row, append_result, read_results, update_section
+from tables import START, Row, append_result, read_results, update_section
 from tyro.conf import arg
 
 from crossmorph.settings import DescriptorName
 
-FIGURES = {"start": 3, "TRE mm": 3, "TRE p95 mm": 3, "Dice": 4, "folds %": 3, "CPU s": 1, "peak MiB": 0}
-"""Columns, and their decimal places."""
+FIGURES = (
+    ("tre_mean", "TRE mm", 3),
+    ("tre_p95", "TRE p95 mm", 3),
+    ("dice_mean", "Dice", 4),
+    ("fold_percent", "folds %", 3),
+    ("cpu_seconds", "CPU s", 1),
+    ("peak_mib", "peak MiB", 0),
+)
+"""Columns: name in results.csv, header, decimal places."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,12 @@ class Descriptors:
             folder.mkdir(exist_ok=True)
             measured(tiny_case(folder), name, folder)
         for case, name in wanted:
+            if (case.id, START) not in done:
+                append_result(results, {"case": case.id, "tool": START, **score(data / "score.py", case)})
+                done.add((case.id, START))
             row = measured(case, name, self.output / "runs")
-            row |= {} if row.get("error") else scored(case, data, self.output / "runs" / name)
+            if not row.get("error"):
+                row |= score(data / "score.py", case, self.output / "runs" / name / "out" / "forward.h5")
             append_result(results, row)
             print(row, flush=True)
         text = markdown(table(read_results(results)))
@@ -87,22 +98,12 @@ def measured(case: Case, name: DescriptorName, folder: Path) -> Row:
     return row | {"cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
 
 
-def scored(case: Case, data: Path, folder: Path) -> Row:
-    """Scores of the transform that a run left, and of no registration."""
-    row = score(data / "score.py", case, folder / "out" / "forward.h5")
-    start = score(data / "score.py", case)
-    return row | {"start": start.get("tre_mean", start.get("dice_mean"))}
-
-
 def table(rows: list[Row]) -> list[Row]:
-    """One row a run, with the figures that all have in words and decimals."""
-    names = ("start", "tre_mean", "tre_p95", "dice_mean", "fold_percent", "cpu_seconds", "peak_mib")
+    """One row a run, and one for each case without registration."""
     lines = []
     for row in rows:
-        line: Row = {"case": row["case"], "descriptor": row["tool"]}
-        for name, (header, digits) in zip(names, FIGURES.items(), strict=True):
-            line[header] = f"{row[name]:.{digits}f}" if name in row else ""
-        lines.append(line)
+        numbers = {header: f"{row[name]:.{digits}f}" if name in row else "" for name, header, digits in FIGURES}
+        lines.append({"case": row["case"], "descriptor": row["tool"], **numbers})
     return lines
 
 

@@ -1,10 +1,11 @@
 """macMIND: multi-sampling cascaded MIND, as a descriptor and as a differentiable loss.
 
-Zhou et al., "macJNet: weakly-supervised multimodal image deformable registration using joint learning framework and
-multi-sampling cascaded MIND", BioMedical Engineering OnLine 2023. Two steps: the self-similarity context of 18 pairs
-of patches at two sampling distances (msSSC), and its means over log-polar bins around each voxel. The text leaves
-some things open: the second distance is taken as 4 voxels, the share of the small one as 0.7 (its figures; another
-passage has 0.3), and the bins as 8 angles, 2 radii, 1 height.
+Zhou et al., "macJNet: weakly-supervised multimodal image deformable registration using joint learning framework
+and multi-sampling cascaded MIND", 2023. Two steps: the self-similarity context of 18 pairs of patches at two
+sampling distances (msSSC), and its means over log-polar bins around each voxel.
+
+The text leaves some things open. Here the second distance is 4 voxels, the share of the small one 0.7 (as in the
+figures; another passage has 0.3), and the bins are 8 angles, 2 radii and 1 height.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
@@ -24,9 +26,7 @@ from crossmorph.errors import InputError
 LAYOUT = ((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 """The central patch and its six neighbours."""
 
-PAIRS = tuple(
-    (a, b) for a, b in combinations(LAYOUT, 2) if sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) < 4
-)
+PAIRS = tuple((a, b) for a, b in combinations(LAYOUT, 2) if any(a[n] + b[n] for n in range(3)))
 """The 18 connections: all pairs of the layout but the three of opposite neighbours."""
 
 RADIUS = 2
@@ -70,20 +70,21 @@ class Sampling:
 DEFAULT = Sampling()
 
 
-def bins() -> np.ndarray:
+def bins() -> NDArray[np.float32]:
     """(16, 5, 5) float32: in-plane weights of the log-polar bins, each with sum 1, the inner radius first.
 
-    Bin 8 r + a holds the cells beyond the radius before (or 0) and up to ``RADII[r]`` whose angle from the first to
-    the second axis lies in [45 a, 45 (a + 1)) degrees. The central cell has no angle; the inner bins share it.
+    Bin 8 r + a holds the cells beyond the radius before (or 0) and up to ``RADII[r]`` whose angle from the first
+    to the second axis lies in [45 a, 45 (a + 1)) degrees. The central cell has no angle; the inner bins share it.
     """
     x, y = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
     ring = np.searchsorted(np.square(RADII) + 1e-6, x**2 + y**2)
     angle = np.floor(np.rad2deg(np.arctan2(y, x)) % 360 / (360 / ANGLES) + 1e-6)
     off_centre = (x != 0) | (y != 0)
     weights = np.array([off_centre & (ring == r) & (angle == a) for r in range(len(RADII)) for a in range(ANGLES)])
-    shared = weights.astype(np.float32)
+    shared: NDArray[np.float32] = weights.astype(np.float32)
     shared[:ANGLES, RADIUS, RADIUS] = 1 / ANGLES
-    return shared / shared.sum((1, 2), keepdims=True)
+    shared /= shared.sum((1, 2), keepdims=True)
+    return shared
 
 
 def msssc(image: torch.Tensor, pool: int = 1, sampling: Sampling = DEFAULT) -> torch.Tensor:
@@ -135,7 +136,7 @@ def _described(
     image: torch.Tensor,
     pool: int,
     sampling: Sampling,
-    weights: np.ndarray,
+    weights: NDArray[np.float32],
     then: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     if not 1 <= pool <= min(image.shape):
@@ -154,7 +155,7 @@ def _described(
 
 
 def context_reference(image: torch.Tensor, sampling: Sampling = DEFAULT) -> torch.Tensor:
-    """``msssc`` in plain torch, for any device and type, differentiable; the compiled version is tested against it.
+    """``msssc`` in plain torch, differentiable, on any device; the compiled version is tested against it.
 
     Where a gradient is asked for, one scale at a time is worked out again on the way back, so that only its
     intermediate volumes are in memory together.
@@ -194,8 +195,8 @@ def macmind_loss(
 ) -> torch.Tensor:
     """Mean squared difference of macMIND (equation 14, divided by the number of channels too), differentiable.
 
-    Memory stays bounded: see ``context_reference`` and ``aggregated_square``. Where the fixed image stays the same,
-    keep its ``context_reference`` and call ``aggregated_square`` with the difference.
+    Memory stays bounded: see ``context_reference`` and ``aggregated_square``. Where the fixed image stays the
+    same, keep its ``context_reference`` and call ``aggregated_square`` with the difference.
 
     Args:
         fixed, warped: (..., I, J, K) of one shape; leading axes are pairs.
@@ -209,9 +210,8 @@ def macmind_loss(
         InputError: shapes that differ.
     """
     if fixed.shape != warped.shape or fixed.ndim < 3:
-        raise InputError(
-            f"macMIND compares volumes of one shape, not {tuple(fixed.shape)} and {tuple(warped.shape)}"
-        )
+        shapes = f"{tuple(fixed.shape)} and {tuple(warped.shape)}"
+        raise InputError(f"macMIND compares volumes of one shape, not {shapes}")
     size = fixed.shape[-3:]
     weights = torch.ones_like(fixed) if weight is None else weight.to(fixed).expand(fixed.shape)
     images = (volumes.reshape(-1, *size) for volumes in (fixed, warped, weights))
