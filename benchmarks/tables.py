@@ -12,7 +12,7 @@ from typing import Any
 Row = dict[str, Any]
 COLUMNS = (
     "case", "kind", "tool", "tre_mean", "tre_median", "tre_p95", "tre_max", "dice_mean", "hd95_mean",
-    "labels_lost", "fold_percent", "jacobian_min", "sdlogj", "seconds", "peak_mib", "error",
+    "labels_lost", "fold_percent", "jacobian_min", "sdlogj", "seconds", "cpu_seconds", "peak_mib", "error",
 )  # fmt: skip
 WORDS = ("case", "kind", "tool", "error")
 START = "start"

@@ -169,7 +169,7 @@ def test_each_model_finds_a_map_of_its_kind(model: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("similarity", ["mi", "mind", "ncc", "disa"])
+@pytest.mark.parametrize("similarity", ["mi", "mind", "msssc", "ncc", "disa"])
 def test_each_similarity_finds_the_map(similarity: str) -> None:
     truth = Affine.from_parts((9, -6, 12), (5, -4, 6))
     matrix, _ = aligned(phantom().fixed, moved(phantom().fixed, truth), model="rigid", similarity=similarity)

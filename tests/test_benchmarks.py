@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cases
+import descriptors
 import fusion
 import nibabel as nib
 import numpy as np
@@ -281,7 +282,7 @@ def test_sections_of_the_page_are_replaced(tmp_path: Path) -> None:
 
 def test_readme_has_a_place_for_every_result() -> None:
     page = (BENCHMARKS / "README.md").read_text()
-    for section in (*cases.SETS, "fusion", "stages", "fixes"):
+    for section in (*cases.SETS, "fusion", "descriptors", "stages", "fixes"):
         assert page.count(f"<!-- begin {section} -->") == page.count(f"<!-- end {section} -->") == 1
     wanted = (BENCHMARKS / "requirements-peers.txt").read_text()
     assert all(f"{package}==" in wanted for package in peers.PEERS.values())
@@ -335,6 +336,44 @@ def test_fusion_compares_modes_with_each_alone(tmp_path: Path, monkeypatch: pyte
     assert means["T1 alone"]["tre_mean_mm"] == pytest.approx(1)
     assert means["both, mean"]["tre_mean_mm"] == pytest.approx(0, abs=1e-6)
     assert means["both, signed"]["cases"] == 2
+
+
+# -- descriptors -------------------------------------------------------------------------------------------------
+
+
+def test_descriptors_are_measured_once(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, trace = shifted_case(tmp_path), tmp_path / "trace"
+    right = tmp_path / "right.h5"
+    io.write_transform(Affine.translation([SHIFT_MM, 0, 0]), right)
+
+    def tool(preset: str, stages: tuple[str, str]) -> Tool:
+        """Leaves the right transform where crossmorph would."""
+
+        def command(_: Case, folder: Path) -> list[str]:
+            program = f"import os, shutil; os.mkdir({str(folder / 'out')!r}); "
+            program += f"shutil.copy({str(right)!r}, {str(folder / 'out')!r} + '/forward.h5'); "
+            program += f"open({str(trace)!r}, 'a').write({' '.join([preset, *stages])!r} + ';')"
+            return [sys.executable, "-c", program]
+
+        return Tool(preset, command, "out/forward.h5")
+
+    monkeypatch.setattr(descriptors, "crossmorph_tool", tool)
+    monkeypatch.setattr(descriptors, "data_folder", lambda: data_dir)
+    monkeypatch.setattr(descriptors, "truth", lambda data, cache: [case])
+    monkeypatch.setattr(descriptors, "pairs", lambda data, cache: [])
+    for _ in range(2):
+        descriptors.Descriptors(tmp_path / "out", only="shif", descriptors=("mind", "macmind")).run()
+    warmed_and_run = 2 * ["default --descriptor mind", "default --descriptor macmind"]
+    assert trace.read_text().split(";")[:-1] == warmed_and_run
+    start, mind, _ = tables.read_results(tmp_path / "out" / "results.csv")
+    assert 0 < mind["cpu_seconds"] < 60
+    assert descriptors.table([start, mind])[0] == {
+        "case": "shifted", "descriptor": "start", "TRE mm": "4.000", "TRE p95 mm": "4.000", "Dice": "",
+        "folds %": "0.000", "CPU s": "", "peak MiB": "",
+    }  # fmt: skip
+    assert descriptors.table([mind])[0]["TRE mm"] == "0.000"
+    with pytest.raises(SystemExit, match="no case matches nothing"):
+        descriptors.Descriptors(tmp_path / "out", only="nothing").run()
 
 
 # -- the other programs ------------------------------------------------------------------------------------------

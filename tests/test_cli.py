@@ -141,6 +141,12 @@ def test_a_pair_is_registered(run: Run, tmp_path: Path) -> None:
     assert record["settings"]["refine"] == [to_dict(QUICK.refine[0])]
 
 
+def test_a_descriptor_replaces_those_of_the_preset(run: Run) -> None:
+    code, out, _ = run("fixed.nii.gz", "moving.nii.gz", "--json", "--descriptor", "msssc")
+    assert code == 0
+    assert [one["name"] for one in json.loads(out)["settings"]["describe"]] == ["msssc"]
+
+
 def test_json_is_the_record_and_nothing_else(run: Run, tmp_path: Path) -> None:
     code, out, err = run("fixed.nii.gz", "moving.nii.gz", "--json", "--seed", "9")
     assert (code, err) == (0, "")

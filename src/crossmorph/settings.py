@@ -18,6 +18,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 LinearModel = Literal["none", "translation", "rigid", "similarity", "affine"]
 LinearSearch = Literal["auto", "header", "local", "global"]
+DescriptorName = Literal["mind", "msssc", "macmind", "disa"]
 
 S = TypeVar("S")
 
@@ -62,8 +63,9 @@ class Linear:
     """Where to start from: header, the world coordinates of the files; local, these and the centres and principal
     axes of the bodies; global, all orientations too; auto, each only where the one before does not convince."""
 
-    similarity: Literal["mi", "mind", "disa", "lc2", "ncc"] = "mi"
-    """What the fine fit makes large: mutual information, MIND-SSC, DISA or LC2 (slow), or squared correlation."""
+    similarity: Literal["mi", "mind", "msssc", "disa", "lc2", "ncc"] = "mi"
+    """What the fine fit makes large: mutual information, MIND-SSC, msSSC (of macMIND), DISA or LC2 (slow), or
+    squared correlation."""
 
     random_starts: int = 0
     """Random poses that are tried as well; the published search of DISA takes 500."""
@@ -79,11 +81,12 @@ class Linear:
 class Descriptor:
     """One of the descriptors that the deformable stage compares; several are weighted in one objective."""
 
-    name: Literal["mind", "disa"] = "mind"
-    """MIND-SSC, compared by squared difference, or DISA, by dot product: weight (1 - f . m)."""
+    name: DescriptorName = "mind"
+    """MIND-SSC, macMIND or its first step msSSC, compared by squared difference, or DISA, by dot product: weight
+    (1 - f . m)."""
 
     weight: float = 1.0
-    """Factor of its cost. MIND-SSC costs 0 to 12, DISA 0 to 1."""
+    """Factor of its cost. MIND-SSC, msSSC and macMIND cost 0 to 12, DISA 0 to 1."""
 
     stride: int = 2
     """DISA: working voxels from one descriptor to the next: 4, 2 or 1; linear between them."""

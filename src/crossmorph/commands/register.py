@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel, LinearSearch, Mcbo, load_settings
+from crossmorph.settings import Descriptor, DescriptorName, LinearModel, LinearSearch, Mcbo, load_settings
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -46,6 +46,10 @@ class Register:
 
     settings: Path | None = None
     """TOML file with settings, in place of a preset."""
+
+    descriptor: DescriptorName | None = None
+    """What the deformable stage compares, and nothing else: mind (MIND-SSC), macmind, msssc (its first step) or
+    disa. By default what the preset says."""
 
     initial: Path | None = None
     """Linear transform file (fixed to moving points) to start from, in place of the world coordinates."""
@@ -108,6 +112,8 @@ class Register:
 
         files.check_output(self.output, self.overwrite)
         settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
+        if self.descriptor:
+            settings = replace(settings, describe=(Descriptor(self.descriptor),))
         try:
             result = self._result(settings)
         except (MemoryError, RuntimeError) as error:

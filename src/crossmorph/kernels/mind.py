@@ -17,7 +17,7 @@ EXP2 = np.array([0.69314717, 0.24022720, 0.055496024, 0.0096521951, 0.0012692166
 
 
 @compiled
-def _squared_differences(image: Floats, i: int, j: int, a: Offset, b: Offset, out: Floats, radius: int) -> None:
+def squared_differences(image: Floats, i: int, j: int, a: Offset, b: Offset, out: Floats, radius: int) -> None:
     """(image(p + a) - image(p + b))^2 along the line (i, j), edges clamped; ``radius`` repeats at both ends."""
     ni, nj, nk = image.shape
     first = image[min(max(i + a[0], 0), ni - 1), min(max(j + a[1], 0), nj - 1)]
@@ -45,7 +45,7 @@ def _box_plane(image: Floats, i: int, a: Offset, b: Offset, radius: int, lines: 
     for j in range(nj):
         newest = min(j + radius, nj - 1)
         for row in range(ready, newest + 1):
-            _squared_differences(image, i, row, a, b, lines[row % width], radius)
+            squared_differences(image, i, row, a, b, lines[row % width], radius)
         ready = newest + 1
         summed[:] = lines[max(j - radius, 0) % width]
         for step in range(1 - radius, radius + 1):
@@ -56,7 +56,7 @@ def _box_plane(image: Floats, i: int, a: Offset, b: Offset, radius: int, lines: 
 
 
 @compiled
-def _patches(
+def patches(
     image: Floats, near: Offset, far: Offset, radius: int, first: int, last: int, lines: Floats, ring: Floats
 ) -> None:
     """In-plane sums of planes first..last of every channel, into the ring."""
@@ -104,7 +104,7 @@ def _total_spread(
     ready = max(first - radius, 0)
     for i in range(first, last):
         newest = min(i + radius, ni - 1)
-        _patches(image, near, far, radius, ready, newest, lines, ring)
+        patches(image, near, far, radius, ready, newest, lines, ring)
         ready = newest + 1
         for j in range(nj):
             _distances(ring, ni, i, j, radius, scale, line, spread)
@@ -116,7 +116,7 @@ def _total_spread(
 
 
 @compiled
-def _decay(distances: Floats, rate: Floats, power: Floats, total: Floats) -> None:
+def decay(distances: Floats, rate: Floats, power: Floats, total: Floats) -> None:
     """``total`` += 2^(-distance * rate); ``power`` is a line to work in."""
     exponent = np.empty(power.size, np.int32)
     for k in range(power.size):
@@ -160,7 +160,7 @@ def _features(
         sums[:] = 0.0
         for i in range(block * pool, (block + 1) * pool):
             newest = min(i + radius, ni - 1)
-            _patches(image, near, far, radius, ready, newest, lines, ring)
+            patches(image, near, far, radius, ready, newest, lines, ring)
             ready = newest + 1
             for row in range(out.shape[1]):
                 total[:] = 0.0
@@ -169,7 +169,7 @@ def _features(
                     for k in range(nk):
                         spread[k] = LOG2_E / min(max(spread[k], low), high)
                     for c in range(channels):
-                        _decay(line[c], spread, power, total[c])
+                        decay(line[c], spread, power, total[c])
                 for c in range(channels):
                     for k in range(out.shape[2]):
                         for step in range(pool):

@@ -50,12 +50,12 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix=f"crossmorph-{process}")
 
 
-def over_planes(kernel: Callable[..., Any], planes: int, *args: Any) -> list[Any]:
-    """Call ``kernel(first, last, *args)`` for up to 16 fixed ranges of 0..planes; returns what each call gave.
+def over_planes(kernel: Callable[..., Any], planes: int, *args: Any, chunks: int = CHUNKS) -> list[Any]:
+    """Call ``kernel(first, last, *args)`` for up to ``chunks`` ranges of 0..planes; returns what each call gave.
 
-    The ranges depend on ``planes`` alone. Kernels must write to the planes of their own range only.
+    The ranges depend on ``planes`` and ``chunks`` alone. Kernels must write to the planes of their own range only.
     """
-    chunks = min(CHUNKS, planes)
+    chunks = min(chunks, planes)
     ranges = list(pairwise(planes * c // chunks for c in range(chunks + 1)))
     threads = torch.get_num_threads()
     if threads == 1 or chunks == 1:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from crossmorph.describe.macmind import msssc
 from crossmorph.describe.mind import mind_ssc
 from crossmorph.kernels.linear import Matrix
 from crossmorph.match.cost import expected_cost
@@ -59,9 +60,21 @@ def _centre_and_radius(mask: torch.Tensor, from_voxels: Matrix) -> tuple[np.ndar
 
 
 def mind(fixed: View, moving: View, pose: Matrix) -> Problem:
-    """Squared difference of MIND-SSC. It knows directions, so the moving image is described at the start."""
+    """Squared difference of MIND-SSC."""
+    return _contexts(mind_ssc, fixed, moving, pose)
+
+
+def context(fixed: View, moving: View, pose: Matrix) -> Problem:
+    """Squared difference of msSSC, the 18 channels that macMIND takes its 288 means of."""
+    return _contexts(msssc, fixed, moving, pose)
+
+
+def _contexts(
+    describe: Callable[[torch.Tensor], torch.Tensor], fixed: View, moving: View, pose: Matrix
+) -> Problem:
+    """Such descriptors know directions, so the moving image is described at the start."""
     seen = moving.seen(fixed.grid, pose)
-    first, second = (mind_ssc(view.values, 1, 2) for view in (fixed, seen))
+    first, second = (describe(view.values) for view in (fixed, seen))
     unknown = expected_cost(first, second, fixed.valid, seen.valid)
     compared = squared_difference(_last(first), fixed.weight.float(), unknown)
     to_voxels = fixed.grid.inverse_affine
@@ -117,6 +130,7 @@ def _last(features: torch.Tensor) -> torch.Tensor:
 OBJECTIVES: dict[str, Callable[[View, View, Matrix], Problem]] = {
     "mi": mi,
     "mind": mind,
+    "msssc": context,
     "disa": disa,
     "lc2": lc2,
     "ncc": ncc,
