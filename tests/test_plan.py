@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import typing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from crossmorph.image import Image
 from crossmorph.phantom import make_pair
 from crossmorph.plan import SAFE, fitted, out_of_memory, smaller, stage_bytes, unlimited
 from crossmorph.registration import register
-from crossmorph.settings import Mcbo
+from crossmorph.settings import Descriptor, DescriptorName, Mcbo
 from crossmorph.space import Grid
 from crossmorph.speed import Rates, stage_seconds
 from crossmorph.systems.blocks import Economy
+from crossmorph.systems.mcbo import Volume, _described
 
 PUBLISHED = cm.load_settings("mcbo", "remind2reg")
 DEFAULT = replace(cm.load_settings(), linear=NONE)
@@ -338,3 +340,13 @@ def test_the_command_shows_a_plan_and_what_a_limit_changes(
     assert "to fit into memory" in capsys.readouterr().out
     assert main([*words, "--memory", "100MiB"]) == 2
     assert "too little" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", typing.get_args(DescriptorName))
+def test_every_descriptor_has_the_channels_that_are_planned(name: DescriptorName) -> None:
+    values = torch.rand((12, 13, 14), generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(values.shape, dtype=torch.bool)
+    settings = Mcbo(describe=(Descriptor(name),))
+    described = _described(Volume(values, seen, seen), settings, 0)
+    assert described.features is not None
+    assert described.features.shape[0] == plan.CHANNELS[name]

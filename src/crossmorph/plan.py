@@ -25,7 +25,7 @@ from crossmorph.systems.mcbo import grid_of, used_levels
 
 GIB = 2.0**30
 
-CHANNELS = {"mind": 12, "disa": 18}
+CHANNELS = {"mind": 12, "msssc": 18, "macmind": 288, "disa": 18}
 """Numbers a voxel of a descriptor; the two that make DISA's dot product a difference are counted."""
 
 LANES = 16
