@@ -31,6 +31,7 @@ FIGURES = (
     ("tre_p95", "TRE p95 mm", 3),
     ("dice_mean", "Dice", 4),
     ("fold_percent", "folds %", 3),
+    ("sdlogj", "SDlogJ", 3),
     ("cpu_seconds", "CPU s", 1),
     ("peak_mib", "peak MiB", 0),
 )
@@ -44,7 +45,7 @@ class Descriptors:
     output: Annotated[Path, arg(aliases=("-o",))]
     """Folder for results.csv and the runs."""
 
-    only: str = "ms07_t1_flair_thick|mni_t1_ct|infant_t1_t2|nichart_FL2_to_T1of1"
+    only: str = "ms07_t1_flair_thick|mni_t1_ct|nichart_FL2_to_T1of1"
     """Regular expression: only the cases whose id it finds."""
 
     descriptors: tuple[DescriptorName, ...] = ("mind", "msssc", "macmind")

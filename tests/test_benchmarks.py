@@ -369,7 +369,7 @@ def test_descriptors_are_measured_once(tmp_path: Path, data_dir: Path, monkeypat
     assert 0 < mind["cpu_seconds"] < 60
     assert descriptors.table([start, mind])[0] == {
         "case": "shifted", "descriptor": "start", "TRE mm": "4.000", "TRE p95 mm": "4.000", "Dice": "",
-        "folds %": "0.000", "CPU s": "", "peak MiB": "",
+        "folds %": "0.000", "SDlogJ": "0.000", "CPU s": "", "peak MiB": "",
     }  # fmt: skip
     assert descriptors.table([mind])[0]["TRE mm"] == "0.000"
     with pytest.raises(SystemExit, match="no case matches nothing"):

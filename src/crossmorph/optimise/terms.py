@@ -154,7 +154,10 @@ class DescriptorSSD:
         from crossmorph.kernels.similarity import LANES
 
         lasting = [features.permute(1, 2, 3, 0) for features in (self.fixed, self.moving)]
-        return [F.pad(features, (0, -features.shape[-1] % LANES)).contiguous().numpy() for features in lasting]
+        missing = -len(self.fixed) % LANES
+        if missing:  # padding by nothing would copy
+            lasting = [F.pad(features, (0, missing)) for features in lasting]
+        return [features.contiguous().numpy() for features in lasting]
 
     @cached_property
     def _moving_cells(self) -> torch.Tensor:
