@@ -92,6 +92,7 @@ class Growth:
     def conditions(self) -> str:
         """Command, date, machine and versions."""
         words = f"--preset {self.preset}{f' --memory {self.memory}' if self.memory else ''}"
+        words += f" --edges {' '.join(map(str, self.edges))}"
         found = versions(Path(sys.executable), ())
         said = ", ".join(f"{name} {version}" for name, version in found.items())
         when = time.strftime("%Y-%m-%d")

@@ -8,7 +8,8 @@ from crossmorph.match.convex import coupled_convex
 from crossmorph.settings import Mcbo
 from crossmorph.systems import blocks
 from crossmorph.systems.blocks import Economy, divided, pieces
-from crossmorph.systems.mcbo import Volume, fuse, search
+from crossmorph.systems.mcbo import fuse, search
+from crossmorph.systems.volume import Volume
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

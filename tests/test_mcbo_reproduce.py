@@ -14,7 +14,8 @@ from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.terms import DescriptorSSD
 from crossmorph.record import Journal
 from crossmorph.settings import Mcbo, Refinement, load_settings
-from crossmorph.systems.mcbo import Volume, mcbo, search
+from crossmorph.systems.mcbo import mcbo, search
+from crossmorph.systems.volume import Volume
 
 EVEN, ODD = (24, 20, 28), (13, 17, 15)
 ADAM = Refinement(level=2, iterations=15, smoothness=1.25, learning_rate=1.0, fold_weight=0.0)

@@ -23,7 +23,8 @@ from crossmorph.result import Result
 from crossmorph.settings import Mcbo, check, load_settings
 from crossmorph.space import Grid, gap_mm
 from crossmorph.systems.linear import align
-from crossmorph.systems.mcbo import Volume, grid_of, information, mcbo
+from crossmorph.systems.mcbo import grid_of, information, mcbo
+from crossmorph.systems.volume import Volume
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
 log = logging.getLogger("crossmorph")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -36,6 +36,7 @@ from crossmorph.resample import SUPPORTED
 from crossmorph.settings import Mcbo, Refinement
 from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
+from crossmorph.systems.volume import Levels, Volume, pooled
 
 MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
@@ -43,48 +44,7 @@ MIND_GAIN = 0.01
 INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
 
-POOLED_PLANES = 16
-"""About so many planes are pooled at once."""
-
 PLENTY = Economy()
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """One image on the working grid: values (I, J, K), where they are valid, and where they matter.
-
-    Its descriptors, once there, are means over blocks of ``base``^3 voxels.
-    """
-
-    values: torch.Tensor
-    valid: torch.Tensor
-    weight: torch.Tensor
-    features: torch.Tensor | None = None
-    base: int = 1
-
-    def pooled(self, level: int) -> Volume:
-        """Blocks of level^3 voxels as one; incomplete blocks at the high faces are dropped, as published."""
-        if level == 1:
-            return self
-        valid, weight = _pool(torch.stack((self.valid, self.weight)), level) > 0.5
-        features = None if self.features is None else _pool(self.features, level // self.base)
-        return Volume(_pool(self.values[None], level)[0], valid, weight, features)
-
-    def warped(self, field: torch.Tensor) -> Volume:
-        """Features and validity at x + field(x)."""
-        assert self.features is not None
-        valid = warp(self.valid[None].float(), field)[0] > 0.999
-        return replace(self, features=warp(self.features.float(), field), valid=valid)
-
-    def cropped(self, box: Box) -> Volume:
-        """The part in a box."""
-        assert self.features is not None
-        features = self.features[(slice(None), *box)]
-        return Volume(self.values[box], self.valid[box], self.weight[box], features)
-
-
-Levels = dict[int, Volume]
-"""A volume with its descriptors at each level that is used."""
 
 
 def mcbo(
@@ -177,7 +137,7 @@ def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
             features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation, base)
         elif descriptor.name == "disa":
             features = disa_volume(volume.values, volume.valid, descriptor.stride)
-            features = _pool(_dot_as_difference(features, side), base)
+            features = pooled(_dot_as_difference(features, side), base)
         else:
             features = (macmind if descriptor.name == "macmind" else msssc)(volume.values, base)
             features *= math.sqrt(12 / len(features))  # one cost, whatever the number of channels
@@ -193,16 +153,6 @@ def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
     rest = (1 - features.square().sum(0, keepdim=True)).clamp_min(0).sqrt()
     extra = [rest, torch.zeros_like(rest)]
     return torch.cat((features, extra[side], extra[1 - side])) / math.sqrt(2)
-
-
-def _pool(values: torch.Tensor, level: int) -> torch.Tensor:
-    """(C, I, J, K) average-pooled by ``level``, some planes at a time: descriptors lie channels last in memory."""
-    if level == 1:
-        return values
-    step = level * max(1, POOLED_PLANES // level)
-    stop = values.shape[1] // level * level
-    starts = range(0, stop, step)
-    return torch.cat([F.avg_pool3d(values[None, :, i : min(i + step, stop)].float(), level)[0] for i in starts], 1)
 
 
 def search(
