@@ -310,12 +310,12 @@ def _refined(
 
     if stage.smoothness > 0:
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
-    mind, half, short = term("mind"), -(-stage.iterations // 2), -(-stage.iterations * 3 // 10)
+    mind, half = term("mind"), -(-stage.iterations // 2)
 
     def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
         choice = choose_smoothness(
-            lambda weight, begin: fit(data, weight, begin, short),
+            lambda weight, begin: fit(data, weight, begin, half),
             lambda found: score(resize(found, shape)),
             start,
             gain,
