@@ -409,7 +409,7 @@ def check_thin_or_odd(shape: tuple[int, int, int], linear: Linear) -> None:
     assert torch.isfinite(result.transform(places())).all()
     assert result.warped.grid.same_as(grid)
     assert result.scores["folded"] < 0.01
-    assert float(errors(result.transform).mean()) < 1.1 * START_MM
+    assert float(errors(result.transform).mean()) < 1.15 * START_MM  # three slices of 24 mm tell little
 
 
 @pytest.mark.parametrize("shape", SHAPES)
