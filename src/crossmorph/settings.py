@@ -160,7 +160,7 @@ class Preprocessing:
     """Keep only the box of what both images see and the fixed image shows as body; else all of the fixed image."""
 
     fixed_window: tuple[float, ...] = ()
-    """Values of the fixed image that become 0 and 1; outside them they are cut. Empty: its 1st and 99th percentile."""
+    """Values of the fixed image that become 0 and 1; others are cut. Empty: its 1st and 99th percentile."""
 
     moving_window: tuple[float, ...] = ()
     """The same for the moving image."""
@@ -196,6 +196,11 @@ SYSTEMS: dict[str, type[Mcbo] | type[Learned]] = {
     "disa": Disa,
     "gradient-guidance": GradientGuidance,
 }
+
+
+def system_of(settings: Settings) -> str:
+    """The name of the system that settings belong to."""
+    return next(name for name, kind in SYSTEMS.items() if type(settings) is kind)
 
 
 def presets(system: str = "mcbo") -> list[str]:

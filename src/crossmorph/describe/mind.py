@@ -94,7 +94,7 @@ def mind(image: torch.Tensor) -> torch.Tensor:
         image: (I, J, K), of any intensity scale.
 
     Returns:
-        (6, I, J, K) float32 in (0, 1]; neighbours before and after along i, j, k. A constant volume gives all ones.
+        (6, I, J, K) float32 in (0, 1]; neighbours before and after along i, j, k. A constant volume gives ones.
     """
     distances = []
     for axis in range(3):

@@ -9,8 +9,8 @@ from torch import nn
 class GatedFusion(nn.Module):
     """phi_ig = B [sigmoid(G [phi_i, phi_g]) * [phi_i, phi_g]]: gates from a convolution G, a 1^3 bottleneck B.
 
-    G has 3^3 taps, which the paper does not say. It begins with zeros, so that all gates are a half, and B adds the
-    two displacements: at the start the fused one is their mean, and its axes are not mixed.
+    G has 3^3 taps, which the paper does not say. It begins with zeros, so that all gates are a half, and B adds
+    the two displacements: at the start the fused one is their mean, and its axes are not mixed.
     """
 
     def __init__(self) -> None:

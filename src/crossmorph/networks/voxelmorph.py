@@ -1,8 +1,8 @@
 """VoxelMorph's U-Net (Balakrishnan et al., CVPR 2018): stacked volumes in, a displacement in voxels out.
 
-Four convolutions of stride 2 go down, four upsamplings come up, beside each the features of the way down. ``"text"``
-is the version that the words of Xu et al. (ISBI 2021) describe, with all refining convolutions at full resolution;
-``"vm2"`` and ``"vm1"`` are those of the CVPR paper, whose first refining convolution is at half resolution.
+Four convolutions of stride 2 go down, four upsamplings come up, beside each the features of the way down.
+``"text"`` is the version that the words of Xu et al. (ISBI 2021) describe, with all refining convolutions at full
+resolution; ``"vm2"`` and ``"vm1"`` are those of the CVPR paper, whose first one is at half resolution.
 """
 
 from __future__ import annotations

@@ -23,4 +23,3 @@ def warp(volumes: torch.Tensor, displacements: torch.Tensor) -> torch.Tensor:
     for volume, field in zip(volumes.float(), displacements.float(), strict=True):
         drawn.append(sample(volume, displaced(field).clamp_min(0).minimum(last)))
     return torch.stack(drawn)
-

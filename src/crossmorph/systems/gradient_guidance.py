@@ -67,7 +67,7 @@ def network(settings: GradientGuidanceTraining) -> nn.Module:
 
 
 def loss(outputs: dict[str, torch.Tensor], batch: Batch, settings: GradientGuidanceTraining) -> torch.Tensor:
-    """Equation 2: (L_isim + alpha L_gsim) + (gamma L_igreg + beta L_greg); a single branch has the first and third.
+    """Equation 2: (L_isim + alpha L_gsim) + (gamma L_igreg + beta L_greg); one branch has the first and third.
 
     Equation 3 sums lengths of the displacement's gradient over the volume; here, as in VoxelMorph, squared forward
     differences are averaged, which keeps the terms of one size whatever the size of the volume.

@@ -65,9 +65,7 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
     return Trained(network.to(device).eval(), settings.preprocessing, about)
 
 
-def prepared(
-    fixed: Image, moving: Image, linear: Affine, settings: Preprocessing
-) -> tuple[Grid, Volume, Volume]:
+def prepared(fixed: Image, moving: Image, linear: Affine, settings: Preprocessing) -> tuple[Grid, Volume, Volume]:
     """A pair as networks see it: on one grid along the axes nearest to R, A, S, values from 0 to 1.
 
     Sizes are rounded up to multiples of 16, on both sides alike; voxels beyond the images are not valid and repeat
@@ -82,11 +80,15 @@ def prepared(
     if int(both.sum()) < MIN_VOXELS:
         raise InputError(
             f"{moving.source or moving.name} and {fixed.source or fixed.name} have {int(both.sum())} voxels of "
-            f"{settings.spacing_mm:g} mm in common under the linear map; {MIN_VOXELS} are needed. Check headers and "
-            "masks, or the linear stage"
+            f"{settings.spacing_mm:g} mm in common under the linear map; {MIN_VOXELS} are needed. Check headers "
+            "and masks, or the linear stage"
         )
     grid = boxed(target.grid, both & foreground(target) if settings.crop else None)
-    return grid, shown(onto(target, grid), settings.fixed_window), shown(onto(source, grid), settings.moving_window)
+    return (
+        grid,
+        shown(onto(target, grid), settings.fixed_window),
+        shown(onto(source, grid), settings.moving_window),
+    )
 
 
 def on_lattice(image: Image, settings: Preprocessing) -> Image:
@@ -146,13 +148,13 @@ def displacement(
     """
     with journal.stage("draw"):
         grid, *drawn = prepared(fixed, moving, linear, trained.preprocessing)
-        volumes = [Volume(v.values.to(device), v.valid.to(device), v.weight.to(device)) for v in drawn]
+        first, second = (Volume(v.values.to(device), v.valid.to(device), v.weight.to(device)) for v in drawn)
     with journal.stage("network"), torch.inference_mode():
-        field = trained.network(*(v.values[None, None] for v in volumes))["displacement"][0].float()
+        field = trained.network(first.values[None, None], second.values[None, None])["displacement"][0].float()
     field = field.clone()  # an inference tensor cannot be refined
     kept = {name: trained.about.get(name) for name in ("architecture", "sha256", "preprocessing", "licence")}
     journal.note("weights", kept)
     if settings.refine:
         with journal.stage("refine"):
-            field = refined_on_pair(*volumes, field, Refinement(iterations=settings.refine), journal)
-    return grid, volumes, field
+            field = refined_on_pair(first, second, field, Refinement(iterations=settings.refine), journal)
+    return grid, [first, second], field

@@ -344,7 +344,9 @@ def refined_on_pair(
         (3, A', B', C') in cells of the stage's control grid.
     """
     settings = Mcbo()
-    return _refined(_described(fixed, settings, 0), [_described(moving, settings, 1)], field, stage, settings, journal)
+    return _refined(
+        _described(fixed, settings, 0), [_described(moving, settings, 1)], field, stage, settings, journal
+    )
 
 
 def information(fixed: Volume, movings: Sequence[Volume], *fields: torch.Tensor | None) -> tuple[float, ...]:

@@ -303,7 +303,9 @@ def chosen_places(count: int, settings: DisaTraining, generator: torch.Generator
     return torch.cat([torch.full((count, 1, 3), side // 2), others], 1)
 
 
-def described(network: torch.nn.Module, x: torch.Tensor, places: torch.Tensor, settings: DisaTraining) -> torch.Tensor:
+def described(
+    network: torch.nn.Module, x: torch.Tensor, places: torch.Tensor, settings: DisaTraining
+) -> torch.Tensor:
     """(N, S, S, S) patches and (N, P, 3) places -> (N P, 16) clipped descriptors."""
     batch = x[:, None].contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.half):

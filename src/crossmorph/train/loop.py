@@ -2,7 +2,7 @@
 
 After every save the folder holds
 
-    training.safetensors          network, optimiser, running mean, random state, step and configuration, to go on from
+    training.safetensors          network, optimiser, random state, step and configuration, to go on from
     weights.safetensors, .json    the network with the lowest validation error so far
     last.safetensors, .json       the network of the last validation
     metrics.csv                   a row each time losses are written or the network is validated
@@ -39,6 +39,14 @@ STATE, WEIGHTS, LAST, METRICS = (
     "metrics.csv",
 )
 
+Launcher = Literal["popen", "spawn", "fork"]
+
+PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
+
 EXPLODED = 1e4
 """A loss this many times as large as the first one (plus 1) has exploded."""
 
@@ -51,8 +59,8 @@ class Task:
         network: its parameters are optimised in place.
         optimizer: over these parameters.
         rate: learning rate as a function of the step, from 0.
-        loss: one scalar to minimise, of the network (as Fabric wraps it), drawn with the generator, at a step from 0.
-            With several processes it is this process's share, and the mean over them is minimised.
+        loss: one scalar to minimise, of the network (as Fabric wraps it), drawn with the generator, at a step from
+            0. With several processes it is this process's share, and the mean over them is minimised.
         validate: numbers by name, the same in every process; the network with the lowest ``"error"`` is kept.
         architecture: name that the weights carry.
         configuration: everything that decides the result, as JSON; a training goes on only with the same.
@@ -78,7 +86,10 @@ class Task:
 
 
 def start_fabric(
-    device: str = "cpu", devices: int = 1, precision: Literal["32", "bf16", "16"] = "32", launcher: str = "popen"
+    device: str = "cpu",
+    devices: int = 1,
+    precision: Literal["32", "bf16", "16"] = "32",
+    launcher: Launcher = "popen",
 ) -> Fabric:
     """Lightning Fabric on a device, its processes started; under torchrun those that torchrun started.
 
@@ -93,7 +104,7 @@ def start_fabric(
     """
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise InputError("training needs Lightning Fabric: pip install 'crossmorph[train]'") from error
     if devices < 1 or (device == "cuda" and devices > torch.cuda.device_count()):
@@ -109,7 +120,7 @@ def start_fabric(
         devices=devices,
         num_nodes=nodes,
         strategy=DDPStrategy(timeout=timedelta(hours=24), start_method=launcher) if several else "auto",
-        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
+        precision=PRECISION[precision],
     )
     if launcher == "popen":
         fabric.launch()
@@ -324,7 +335,7 @@ def _silent(step: int, numbers: Mapping[str, float], pictures: Mapping[str, torc
 
 
 def _writer(folder: Path, step: int, stack: ExitStack) -> Writer:
-    """A function that appends numbers to metrics.csv and, where it is installed, these and pictures to TensorBoard."""
+    """A function that appends numbers to metrics.csv and, where installed, these and pictures to TensorBoard."""
     path = folder / METRICS
     rows = _rows_until(path, step)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
 """Training data from a table: pairs of volumes, or volumes that are paired on the fly, prepared once and kept.
 
-A table of pairs has the columns ``fixed`` and ``moving``; one of volumes has ``image``. More columns may follow (see
-``PAIR`` and ``VOLUME``); paths are relative to the table. Prepared volumes lie in a cache folder, one file a row,
-named by a hash of the files' paths, sizes and times and of the preprocessing.
+A table of pairs has the columns ``fixed`` and ``moving``; one of volumes has ``image``. More columns may follow
+(see ``PAIR`` and ``VOLUME``); paths are relative to the table. Prepared volumes lie in a cache folder, one file a
+row, named by a hash of the files' paths, sizes and times and of the preprocessing.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ import torch
 from crossmorph import io
 from crossmorph.errors import InputError
 from crossmorph.evaluate.tables import read_rows
+from crossmorph.files import atomic_path
 from crossmorph.image import Image
-from crossmorph.preprocess import check_registrable, masked, onto
+from crossmorph.kernels.linear import Matrix
+from crossmorph.preprocess import check_registrable, foreground, masked, onto
 from crossmorph.record import Journal
 from crossmorph.resample import resample_labels
-from crossmorph.settings import Preprocessing
+from crossmorph.settings import Linear, Preprocessing
 from crossmorph.space import Grid
 from crossmorph.systems.learned import boxed, on_lattice, prepared, shown
 from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import Volume
-from crossmorph.preprocess import foreground
 from crossmorph.train.checkpoint import load_about, load_tensors, save_tensors
 from crossmorph.train.sample import Sample
 from crossmorph.transform import Affine
 
 PAIR = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_mask", "moving_mask", "points", "initial")
 """Columns of a table of pairs. ``points``: matching landmarks; ``initial``: a linear transform to start from."""
+
+ALIGNED = ("fixed", "moving", "fixed_mask", "moving_mask", "initial")
+"""Those of them that the linear stage looks at."""
 
 VOLUME = ("image", "labels", "mask")
 """Columns of a table of volumes."""
@@ -47,6 +51,7 @@ FORMAT = 1
 """Changes when what is kept changes."""
 
 Report = Callable[[str, float, dict[str, float]], None]
+Kept = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,12 @@ def _last_tenth(rows: list[Row]) -> list[Row]:
     return [Row(row.number, row.files, n >= first) for n, row in enumerate(rows)]
 
 
-def load_data(table: Path, settings: Preprocessing, cache: Path, seed: int, progress: Report) -> Data:
+def load_data(table: Path, settings: Preprocessing, cache: Path, progress: Report) -> Data:
     """Prepare what is not prepared yet, and give access to all of it.
 
     Raises:
-        InputError: see ``read_table``; also nothing to learn from or to validate on, a volume that cannot be used, or
-            a cache that cannot be written.
+        InputError: see ``read_table``; also nothing to learn from or to validate on, a volume that cannot be used,
+            or a cache that cannot be written.
     """
     rows = read_table(table)
     volumes = "image" in rows[0].files
@@ -145,11 +150,10 @@ def load_data(table: Path, settings: Preprocessing, cache: Path, seed: int, prog
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot keep prepared volumes in {cache}: {error.strerror}; give --cache") from error
-    keep = _keep_volume(rows[0], settings) if volumes else _keep_pair
     paths: dict[int, Path] = {}
     for done, row in enumerate(rows):
         progress("preparing", done / len(rows), {})
-        paths[row.number] = _kept(row, rows[0] if volumes else None, settings, cache, keep)
+        paths[row.number] = _kept(row, rows[0] if volumes else None, settings, cache)
     shapes = [load_about(path)["shape"] for path in paths.values()]
     shape = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     if volumes:
@@ -163,22 +167,40 @@ def load_data(table: Path, settings: Preprocessing, cache: Path, seed: int, prog
     )
 
 
-Keep = Callable[[Row, Preprocessing], tuple[dict[str, torch.Tensor], dict[str, Any]]]
-
-
-def _kept(row: Row, reference: Row | None, settings: Preprocessing, cache: Path, keep: Keep) -> Path:
-    """The file of a prepared row, made if it is not there."""
-    files = [file for some in (reference, row) if some for file in sorted(some.files.items())]
-    stamps = [(key, str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for key, f in files]
-    key = json.dumps([FORMAT, stamps, asdict(settings)])
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-    if not path.exists():
-        try:
-            tensors, about = keep(row, settings)
-        except InputError as error:
-            raise InputError(f"{row.name}: {error}") from error
-        save_tensors(path, tensors, about)
+def _kept(row: Row, reference: Row | None, settings: Preprocessing, cache: Path) -> Path:
+    """The file of a prepared row, made if it is not there; of volumes ``reference`` is the first."""
+    files = {**row.files, **({"reference": reference.files["image"]} if reference else {})}
+    path = cache / f"{_key(files, settings)}.safetensors"
+    if path.exists():
+        return path
+    try:
+        if reference is None:
+            tensors, about = _prepare_pair(row, settings, cache)
+        else:
+            tensors, about = _prepare_volume(row, reference, settings, cache)
+    except InputError as error:
+        raise InputError(f"{row.name}: {error}") from error
+    save_tensors(path, tensors, about)
     return path
+
+
+def _key(files: dict[str, Path], settings: Preprocessing | Linear) -> str:
+    """Changes when a file or a setting does."""
+    stats = [(name, str(file.resolve()), file.stat()) for name, file in sorted(files.items())]
+    stamps = [(name, file, stat.st_size, stat.st_mtime_ns) for name, file, stat in stats]
+    return hashlib.sha256(json.dumps([FORMAT, stamps, asdict(settings)]).encode()).hexdigest()[:20]
+
+
+def _aligned(
+    fixed: Image, moving: Image, files: dict[str, Path], settings: Linear, cache: Path, start: Matrix
+) -> Affine:
+    """The linear map of two images, kept by itself, so that another spacing or crop does not cost it again."""
+    path = cache / f"linear-{_key(files, settings)}.json"
+    if not path.exists():
+        matrix = align(fixed, moving, settings, Journal(), start)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(matrix.tolist()), encoding="utf-8")
+    return Affine(np.array(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _read(row: Row, image: str, mask: str) -> Image:
@@ -194,22 +216,27 @@ def _tensors(volume: Volume, side: str) -> dict[str, torch.Tensor]:
     return {side: volume.values, f"{side}_valid": volume.valid}
 
 
-def _about(grid: Grid, linear: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _about(grid: Grid, linear: Matrix) -> dict[str, Any]:
     return {"shape": grid.shape, "affine": grid.affine.tolist(), "linear": linear.tolist()}
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------
 
 
-def _keep_pair(row: Row, settings: Preprocessing) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _prepare_pair(
+    row: Row, settings: Preprocessing, cache: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     fixed, moving = _read(row, "fixed", "fixed_mask"), _read(row, "moving", "moving_mask")
-    start = np.eye(4)
+    start: Matrix = np.eye(4)
     if "initial" in row.files:
         initial = io.read_transform(row.files["initial"])
         if not isinstance(initial, Affine):
             raise InputError(f"{row.files['initial']} must be a linear transform, not {type(initial).__name__}")
         start = initial.matrix
-    linear = Affine(align(fixed, moving, settings.linear, Journal(), start))
+    files = {
+        name: file for name, file in row.files.items() if name not in ("fixed_labels", "moving_labels", "points")
+    }
+    linear = _aligned(fixed, moving, files, settings.linear, cache, start)
     grid, target, source = prepared(fixed, moving, linear, settings)
     tensors = _tensors(target, "fixed") | _tensors(source, "moving")
     if "fixed_labels" in row.files:
@@ -236,22 +263,19 @@ def _load_pair(row: Row, paths: dict[int, Path]) -> Sample:
 # -- volumes -----------------------------------------------------------------------------------------------------
 
 
-def _keep_volume(reference: Row, settings: Preprocessing) -> Keep:
+def _prepare_volume(row: Row, reference: Row, settings: Preprocessing, cache: Path) -> Kept:
     """Every volume is drawn on one grid: that of the first, in whose space a linear map brings it."""
-    first = _read(reference, "image", "mask")
+    first, image = _read(reference, "image", "mask"), _read(row, "image", "mask")
     lattice = on_lattice(first, settings)
     grid = boxed(lattice.grid, foreground(lattice) if settings.crop else None)
-
-    def keep(row: Row, settings: Preprocessing) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        image = _read(row, "image", "mask")
-        itself = row.number == reference.number
-        linear = Affine(np.eye(4) if itself else align(first, image, settings.linear, Journal()))
-        tensors = _tensors(shown(onto(image, grid, linear), settings.fixed_window), "image")
-        if "labels" in row.files:
-            tensors["labels"] = resample_labels(io.read_labels(row.files["labels"]), grid, linear).data.int()
-        return tensors, _about(grid, linear.matrix)
-
-    return keep
+    linear = Affine.identity()
+    if row.number != reference.number:
+        files = {"fixed": reference.files["image"], "moving": row.files["image"]}
+        linear = _aligned(first, image, files, settings.linear, cache, np.eye(4))
+    tensors = _tensors(shown(onto(image, grid, linear), settings.fixed_window), "image")
+    if "labels" in row.files:
+        tensors["labels"] = resample_labels(io.read_labels(row.files["labels"]), grid, linear).data.int()
+    return tensors, _about(grid, linear.matrix)
 
 
 def _load_two(fixed: Row, moving: Row, paths: dict[int, Path]) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from crossmorph.errors import InputError
@@ -56,7 +56,7 @@ class Synthesis:
 class Training:
     """How a registration network is trained."""
 
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What is done to a pair before."""
 
     augmentation: Augmentation = Augmentation()
@@ -123,7 +123,7 @@ class GradientGuidanceTraining(Training):
     """Training of the dual branch of Xu et al. (ISBI 2021) and of what the paper compares it with."""
 
     network: Literal["gated", "average", "vm", "vm-concat"] = "gated"
-    """Two branches fused by gates, or by their mean; one branch (VoxelMorph), also with gradient maps as channels."""
+    """Two branches fused by gates, or by their mean; one branch (VoxelMorph), alone or with gradient maps."""
 
     version: Literal["text", "vm2", "vm1"] = "text"
     """The U-Net of a branch: as the paper's words have it, or one of VoxelMorph's two."""
