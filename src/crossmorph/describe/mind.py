@@ -66,12 +66,9 @@ def mind_ssc_reference(image: torch.Tensor, radius: int = 1, dilation: int = 2) 
         i, j, k = (dilation * (1 + o) for o in offset)
         return padded[i : i + shape[0], j : j + shape[1], k : k + shape[2]]
 
-    def patch_mean(values: torch.Tensor) -> torch.Tensor:
-        values = F.pad(values[None, None], (radius,) * 6, mode="replicate")
-        return F.avg_pool3d(values, 2 * radius + 1, stride=1)[0, 0]
-
-    pairs = zip(NEAR, FAR, strict=True)
-    distances = torch.stack([patch_mean((shifted(a) - shifted(b)) ** 2) for a, b in pairs])
+    distances = torch.stack([(shifted(a) - shifted(b)) ** 2 for a, b in zip(NEAR, FAR, strict=True)])
+    for axis in (1, 2, 3):
+        distances = _window_mean(distances, axis, radius)
     distances = distances - distances.amin(0)
     spread = distances.mean(0)
     mean = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
@@ -101,7 +98,7 @@ def mind(image: torch.Tensor) -> torch.Tensor:
         square = _between(image.float(), axis)
         mean = square
         for along in range(3):
-            mean = _window_mean(mean, along)
+            mean = _window_mean(mean, along, 1)
         n = image.shape[axis]
         distances += [mean.narrow(axis, 0, n), mean.narrow(axis, 1, n)]
     table = torch.stack(distances)
@@ -118,8 +115,12 @@ def _between(image: torch.Tensor, axis: int) -> torch.Tensor:
     return padded.diff(dim=axis).square()
 
 
-def _window_mean(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Mean of three neighbours along an axis, ends repeated."""
-    padded = torch.cat([values.narrow(axis, 0, 1), values, values.narrow(axis, -1, 1)], axis)
+def _window_mean(values: torch.Tensor, axis: int, radius: int) -> torch.Tensor:
+    """Mean of 2 radius + 1 neighbours along an axis, ends repeated; by sums of slices, far faster than pooling."""
+    ends = [values.narrow(axis, place, 1) for place in (0, -1)]
+    padded = torch.cat([*[ends[0]] * radius, values, *[ends[1]] * radius], axis)
     n = values.shape[axis]
-    return (padded.narrow(axis, 0, n) + padded.narrow(axis, 1, n) + padded.narrow(axis, 2, n)) / 3
+    total = padded.narrow(axis, 0, n)
+    for place in range(1, 2 * radius + 1):
+        total = total + padded.narrow(axis, place, n)
+    return total / (2 * radius + 1)

@@ -57,9 +57,10 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
     path = Path(weights)
     path = path / WEIGHTS if path.is_dir() else path
     about = described(path, system)
-    if "settings" not in about:
-        raise InputError(f"{path.with_suffix('.json')} does not tell the settings of the network; train it anew")
-    settings: Training = from_dict(TRAININGS[system], about["settings"], str(path.with_suffix(".json")))
+    side = path.with_suffix(".json")
+    if "settings" not in about.get("training", {}):
+        raise InputError(f"{side} does not tell the settings of the network; train it anew")
+    settings: Training = from_dict(TRAININGS[system], about["training"]["settings"], str(side))
     network = NETWORKS[system](settings)
     load_weights(network, path, system)
     return Trained(network.to(device).eval(), settings.preprocessing, about)

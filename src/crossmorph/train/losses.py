@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from crossmorph.describe.mind import mind, mind_ssc_reference
+from crossmorph.describe.mind import mind, mind_ssc, mind_ssc_reference
 from crossmorph.networks.warp import warp
 from crossmorph.optimise.terms import diffusion
 from crossmorph.resample import SUPPORTED
@@ -28,11 +28,11 @@ def mind_difference(
 
     ``kind``: MIND of six neighbours, or MIND-SSC of radius 1 and dilation 2.
     """
-    describe = mind if kind == "mind" else mind_ssc_reference
+    describe = mind if kind == "mind" else mind_ssc_reference  # differentiable
     totals = []
     for image, target, mask in zip(warped[:, 0], fixed[:, 0], where[:, 0], strict=True):
         with torch.no_grad():
-            wanted = describe(target)
+            wanted = mind(target) if kind == "mind" else mind_ssc(target)
         error = (describe(image) - wanted).abs().mean(0)
         totals.append((error * mask).sum() / mask.sum().clamp_min(1))
     return torch.stack(totals).mean()
