@@ -183,14 +183,11 @@ class TrainPairs:
 
     def run(self) -> int:
         """Prepare, train and return the exit code."""
-        import logging
-
         from crossmorph.device import chosen_device
         from crossmorph.train.loop import WEIGHTS, start_fabric
         from crossmorph.train.pairs import load_data
         from crossmorph.train.registration import generated, train_registration, validation_words
 
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         settings = self._settings()
         fabric = start_fabric(chosen_device(self.device).type, self.devices, settings.precision)
         if fabric.is_global_zero:

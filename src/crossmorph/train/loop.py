@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import time
@@ -107,6 +108,7 @@ def start_fabric(
         from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise InputError("training needs Lightning Fabric: pip install 'crossmorph[train]'") from error
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it prints what it was told
     if devices < 1 or (device == "cuda" and devices > torch.cuda.device_count()):
         there = f"; there are {torch.cuda.device_count()} CUDA devices" if device == "cuda" else ""
         raise InputError(f"--devices must be at least 1, not {devices}{there}")
@@ -163,16 +165,16 @@ def fit(
         _resume(task, folder / STATE, state, fabric)
     model, optimizer = fabric.setup(task.network, task.optimizer)
     state.mean = {name: tensor.to(fabric.device) for name, tensor in state.mean.items()}
-    saved, losses, numbers = time.monotonic(), [], dict(state.best)
+    saved, numbers = time.monotonic(), dict(state.best)
     with ExitStack() as stack:
         write = _writer(folder, state.step, stack) if fabric.is_global_zero else _silent
         while state.step < steps:
-            losses.append(_step(task, model, optimizer, state, folder, fabric))
+            state.losses.append(_step(task, model, optimizer, state, folder, fabric))
             step = state.step
             if step % write_every == 0:
-                numbers["loss"] = sum(losses) / len(losses)
+                numbers["loss"] = sum(state.losses) / len(state.losses)
                 write(step, {"loss": numbers["loss"], "rate": task.rate(step - 1)}, {})
-                losses = []
+                state.losses = []
             progress(step, numbers)
             checked = step == steps or step % validate_every == 0
             if checked:
@@ -196,13 +198,14 @@ def fit(
 
 @dataclass
 class _State:
-    """What changes while a training runs, apart from the network and the optimiser."""
+    """What changes while a training runs, apart from the network and the optimiser; ``losses`` await their row."""
 
     generator: torch.Generator
     mean: dict[str, torch.Tensor]
     step: int = 0
     saved: int = 0
     first: float = math.nan
+    losses: list[float] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=lambda: {"error": math.inf})
 
 
@@ -289,6 +292,7 @@ def _save_state(task: Task, folder: Path, state: _State, fabric: Fabric) -> None
         "step": state.step,
         "best": state.best,
         "first": state.first,
+        "losses": state.losses,
         "scaler": fabric.strategy.precision.state_dict(),
     }
     save_tensors(folder / STATE, tensors, about)
@@ -324,7 +328,7 @@ def _resume(task: Task, path: Path, state: _State, fabric: Fabric) -> None:
     state.mean = part("mean.")
     state.generator.set_state(tensors["generator"])
     state.step = state.saved = int(about["step"])
-    state.first, state.best = float(about["first"]), dict(about["best"])
+    state.first, state.losses, state.best = float(about["first"]), list(about["losses"]), dict(about["best"])
 
 
 Writer = Callable[[int, Mapping[str, float], Mapping[str, torch.Tensor]], None]
