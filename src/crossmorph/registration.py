@@ -174,7 +174,7 @@ def _deformation(
     places = None if landmarks is None else landmarks.on(grid, linear.matrix)
     field = mcbo(volumes[0], volumes[1:], settings, journal, places, plan.economy)
     with journal.stage("transform"):
-        dense = _displacement(field.cpu(), grid)
+        dense = faded_field(field.cpu(), grid)
         needed = landmarks is not None and _pulls(landmarks, linear, dense)
         if not settings.reproduce and not _helps(volumes, field, journal, needed):
             return None
@@ -194,7 +194,7 @@ def _learned(
     _check_overlap(fixed, [moving], linear)
     grid, volumes, field = displacement(trained, fixed, moving, linear, settings, journal, device)
     with journal.stage("transform"):
-        return _displacement(field.cpu(), grid) if _helps(volumes, field, journal) else None
+        return faded_field(field.cpu(), grid) if _helps(volumes, field, journal) else None
 
 
 def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
@@ -317,7 +317,7 @@ def _volumes(
     return grid, volumes
 
 
-def _displacement(field: torch.Tensor, grid: Grid) -> DisplacementField:
+def faded_field(field: torch.Tensor, grid: Grid) -> DisplacementField:
     """Displacement in cells over the field of view of ``grid`` -> mm, on a grid widened so that it fades to zero.
 
     The margin is twice the largest displacement at the faces: fading over it, the transform stays invertible where
