@@ -40,8 +40,6 @@ STATE, WEIGHTS, LAST, METRICS = (
     "metrics.csv",
 )
 
-Launcher = Literal["popen", "spawn", "fork"]
-
 PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -90,15 +88,13 @@ def start_fabric(
     device: str = "cpu",
     devices: int = 1,
     precision: Literal["32", "bf16", "16"] = "32",
-    launcher: Launcher = "popen",
 ) -> Fabric:
     """Lightning Fabric on a device, its processes started; under torchrun those that torchrun started.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        devices: processes on this machine, on CUDA one a GPU.
+        devices: processes on this machine, on CUDA one a GPU; this program is run once more for each further one.
         precision: of the network's arithmetic, see ``Training``.
-        launcher: ``"popen"`` runs this program once more for each further process.
 
     Raises:
         InputError: Fabric is not installed, there are not so many devices, or 16 on a CPU.
@@ -121,11 +117,10 @@ def start_fabric(
         accelerator=device,
         devices=devices,
         num_nodes=nodes,
-        strategy=DDPStrategy(timeout=timedelta(hours=24), start_method=launcher) if several else "auto",
+        strategy=DDPStrategy(timeout=timedelta(hours=24)) if several else "auto",
         precision=PRECISION[precision],
     )
-    if launcher == "popen":
-        fabric.launch()
+    fabric.launch()
     return fabric
 
 
@@ -161,9 +156,9 @@ def fit(
     """
     fabric = fabric or start_fabric()
     state = _State(torch.Generator().manual_seed(seed), _copied(task) if task.average else {})
+    model, optimizer = fabric.setup(task.network, task.optimizer)  # to the device, where a state is loaded then
     if resume and (folder / STATE).exists():
         _resume(task, folder / STATE, state, fabric)
-    model, optimizer = fabric.setup(task.network, task.optimizer)
     state.mean = {name: tensor.to(fabric.device) for name, tensor in state.mean.items()}
     saved, numbers = time.monotonic(), dict(state.best)
     with ExitStack() as stack:
@@ -228,10 +223,10 @@ def _short(value: Any) -> str:
 
 def _step(task: Task, model: Any, optimizer: Any, state: _State, folder: Path, fabric: Fabric) -> float:
     """One step of the optimiser; the loss is the mean over all processes, so that they stop together."""
-    for group in optimizer.param_groups:
+    for group in task.optimizer.param_groups:
         group["lr"] = task.rate(state.step)
     model.train()
-    optimizer.zero_grad(set_to_none=True)
+    task.optimizer.zero_grad(set_to_none=True)
     loss = task.loss(model, state.generator, state.step)
     value = float(fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]
     state.first = value if math.isnan(state.first) else state.first
