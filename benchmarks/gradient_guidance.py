@@ -55,8 +55,8 @@ precision = "bf16"
 validate_every = {every}
 similarity = "ssc"
 alpha = 0.5
-beta = 0.5
-gamma = 1.0
+beta = 2.0
+gamma = 4.0
 
 [preprocessing]
 spacing_mm = {spacing_mm}

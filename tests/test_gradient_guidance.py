@@ -307,7 +307,7 @@ def test_refining_on_the_pair_finds_what_the_network_does_not(trained: Path, tmp
     assert float(errors(result.transform).mean()) < 0.6 * float(before)
     result.save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"warped.nii.gz", "validity.nii.gz", "forward.h5", "inverse.h5", "record.json"}
+    assert {"warped.nii.gz", "validity.nii.gz", "forward.h5", "inverse.h5", "record.json"} <= names
     record = result.record
     assert record["settings"]["system"] == "gradient-guidance"
     assert len(record["choices"]["weights"]["sha256"]) == 64

@@ -343,10 +343,9 @@ def refined_on_pair(
     Returns:
         (3, A', B', C') in cells of the stage's control grid.
     """
-    settings = Mcbo()
-    return _refined(
-        _described(fixed, settings, 0), [_described(moving, settings, 1)], field, stage, settings, journal
-    )
+    settings = Mcbo(levels=(stage.level,), refine=(stage,))
+    target, source = (_levels(volume, settings, side, PLENTY) for side, volume in enumerate((fixed, moving)))
+    return _refined(target, [source], field, stage, settings, journal)
 
 
 def information(fixed: Volume, movings: Sequence[Volume], *fields: torch.Tensor | None) -> tuple[float, ...]:
