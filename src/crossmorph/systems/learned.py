@@ -22,7 +22,8 @@ from crossmorph.record import Journal
 from crossmorph.settings import Learned, Preprocessing, Refinement, from_dict
 from crossmorph.space import Grid
 from crossmorph.systems import gradient_guidance
-from crossmorph.systems.mcbo import Volume, refined_on_pair
+from crossmorph.systems.mcbo import refined_on_pair
+from crossmorph.systems.volume import Volume
 from crossmorph.train.checkpoint import described, load_weights
 from crossmorph.train.settings import TRAININGS, Training
 from crossmorph.transform import Affine

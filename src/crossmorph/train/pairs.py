@@ -30,7 +30,7 @@ from crossmorph.settings import Linear, Preprocessing
 from crossmorph.space import Grid
 from crossmorph.systems.learned import boxed, on_lattice, prepared, shown
 from crossmorph.systems.linear import align
-from crossmorph.systems.mcbo import Volume
+from crossmorph.systems.volume import Volume
 from crossmorph.train.checkpoint import load_about, load_tensors, save_tensors
 from crossmorph.train.sample import Sample
 from crossmorph.transform import Affine
