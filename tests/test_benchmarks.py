@@ -11,6 +11,7 @@ from pathlib import Path
 import cases
 import descriptors
 import fusion
+import gradient_guidance
 import nibabel as nib
 import numpy as np
 import peers
@@ -22,6 +23,7 @@ from peers import Peers, Tool
 from scipy.ndimage import gaussian_filter
 
 from crossmorph import io
+from crossmorph.image import Labels
 from crossmorph.settings import Mcbo
 from crossmorph.space import Grid
 from crossmorph.transform import Affine
@@ -396,3 +398,18 @@ def test_other_programs_find_a_shift(name: str, start: str, tmp_path: Path, data
     read = io.read_transform(tmp_path / "run" / tool.transform)
     corner = Grid((60, 60, 60), AFFINE).to_world(np.full((1, 3), 29.5))
     np.testing.assert_allclose(read(corner) - corner, [[SHIFT_MM, 0, 0]], atol=0.5 * SHIFT_MM)
+
+
+def test_structures_share_no_region_and_have_both_sides() -> None:
+    ids = [label for group in gradient_guidance.GROUPS.values() for label in group]
+    assert len(ids) == len(set(ids))
+    labels = Labels.from_array(np.array([[[0, 51, 52, 59, 35, 999]]]), np.eye(4))
+    assert gradient_guidance.grouped(labels).data.flatten().tolist() == [0, 1, 1, 2, 10, 0]
+
+
+def test_no_test_subject_is_trained_on(tmp_path: Path) -> None:
+    pairs = gradient_guidance.Benchmark(tmp_path)._test_pairs()
+    assert len(set(pairs)) == 26
+    assert all(set(pair) & gradient_guidance.TEST for pair in pairs)
+    assert not any(set(pair) & gradient_guidance.TEST for pair in gradient_guidance.CHOSEN_BY)
+    assert len(set(gradient_guidance.Benchmark(tmp_path, pairs=8)._test_pairs())) == 8

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from crossmorph.errors import InputError
 from crossmorph.settings import (
     PRESETS,
     Descriptor,
+    GradientGuidance,
+    Learned,
     Linear,
     Mcbo,
+    Preprocessing,
     Refinement,
     check,
     from_dict,
@@ -22,6 +26,7 @@ from crossmorph.settings import (
     presets,
     to_dict,
 )
+from crossmorph.train.settings import Augmentation, GradientGuidanceTraining, Synthesis, Training
 
 
 def write(folder: Path, text: str) -> Path:
@@ -205,11 +210,38 @@ def test_the_page_of_the_linear_stage_names_every_setting_with_its_default() -> 
     assert told == {key: str(value).removesuffix(".0") for key, value in to_dict(Linear()).items()}
 
 
+def test_the_pages_of_learning_name_every_setting() -> None:
+    """With the defaults where a row has one number; a row may name several keys of one table."""
+    docs = Path(__file__).parent.parent / "docs"
+    told: dict[str, str] = {}
+    for page in ("learning.md", "gradient-guidance.md"):
+        for line in (docs / page).read_text().split("## Settings")[1].split("\n## ")[0].splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            if len(cells) > 2 and cells[0].startswith("`"):
+                group = cells[0].strip("`").rpartition(".")[0].split("`")[0]
+                for key in re.findall(r"`([\w.]+)`", cells[0]):
+                    told[key if "." in key or not group else f"{group}.{key}"] = cells[-2]
+    for key, value in to_dict(GradientGuidanceTraining()).items():
+        for name, default in value.items() if isinstance(value, dict) else [("", value)]:
+            row = told.pop(f"{key}.{name}".strip("."))
+            if type(default) in (int, float) and "," not in row:
+                assert float(row) == default, (key, name)
+    for key in to_dict(GradientGuidance()):
+        told.pop(key)
+    assert not told
+
+
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
-    source = Path(PRESETS.parent / "settings.py").read_text()
-    for kind in (Mcbo, Descriptor, Refinement, Linear):
+    source = "".join(Path(PRESETS.parent / name).read_text() for name in ("settings.py", "train/settings.py"))
+    learning = (Learned, Preprocessing, Training, GradientGuidanceTraining, Augmentation, Synthesis)
+    for kind in (Mcbo, Descriptor, Refinement, Linear, *learning):
+        inherited = {
+            f.name for base in kind.__bases__ if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)
+        }
         body = source.split(f"class {kind.__name__}")[1].split("\n@dataclass")[0].split("\n\n\n")[0]
         for field in dataclasses.fields(kind):
+            if field.name in inherited:
+                continue
             line, _, after = body.split(f"\n    {field.name}: ")[1].partition("\n")
             assert after.lstrip().startswith('"""'), f"{kind.__name__}.{line} has no docstring"

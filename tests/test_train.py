@@ -81,9 +81,9 @@ def line_task(error: float | None = None) -> Task:
     torch.manual_seed(1)
     network = torch.nn.Linear(3, 1)
 
-    def loss(draw: torch.Generator, step: int) -> torch.Tensor:
+    def loss(model: torch.nn.Module, draw: torch.Generator, step: int) -> torch.Tensor:
         x = torch.randn(8, 3, generator=draw)
-        return ((network(x) - x.sum(1, keepdim=True)) ** 2).mean()
+        return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
     return Task(
         network=network,
@@ -161,8 +161,7 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     task = line_task()
-    network = task.network
-    broken = replace(task, loss=lambda draw, step: network(torch.full((1, 3), math.nan)).sum())
+    broken = replace(task, loss=lambda model, draw, step: model(torch.full((1, 3), math.nan)).sum())
     with pytest.raises(InputError, match="the loss became nan at step 1"):
         fit(broken, tmp_path, 2, seed=0)
 

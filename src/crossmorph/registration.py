@@ -20,8 +20,9 @@ from crossmorph.points import Points
 from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
-from crossmorph.settings import Mcbo, check, load_settings
+from crossmorph.settings import Learned, Mcbo, Settings, check, load_settings, system_of
 from crossmorph.space import Grid, gap_mm
+from crossmorph.systems.learned import Trained, displacement, load_trained
 from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import grid_of, information, mcbo
 from crossmorph.systems.volume import Volume
@@ -40,7 +41,7 @@ def register(
     fixed: Image,
     moving: Image | Sequence[Image],
     *,
-    settings: Mcbo | None = None,
+    settings: Settings | None = None,
     initial: Transform | None = None,
     deformable: bool = True,
     fixed_mask: Image | Labels | None = None,
@@ -58,14 +59,14 @@ def register(
         fixed: the image whose space the result is in.
         moving: one image, or several modalities of one body in one space, which share the displacement. Of a 4-D
             image one frame is registered and all are warped.
-        settings: of the system; None is MCBO's ``default`` preset.
+        settings: of the system; None is MCBO's ``default`` preset. Those of a trained network name its weights.
         initial: linear transform (fixed to moving points) that the linear stage starts from; None trusts the world
             coordinates of both files first. With ``settings.linear.model = "none"`` it is taken as it is.
         deformable: whether the linear stage is followed by the deformable one.
         fixed_mask, moving_mask: only voxels above zero count; any grid of the image's own world.
         landmarks: matching points of the fixed and the moving space (by name, else by order). They give the start,
             and both stages keep each within about ``landmark_tolerance_mm`` of its match where the images do not
-            speak against it; inside the tolerance the images decide.
+            speak against it; inside the tolerance the images decide. A trained network does not look at them.
         landmark_tolerance_mm: how well landmarks were placed.
         frame: of a 4-D moving image, a number or ``"mean"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -82,21 +83,31 @@ def register(
     journal = Journal(progress)
     settings = check(settings if settings is not None else load_settings())
     where = chosen_device(device)
+    trained = load_trained(system_of(settings), settings.weights, where) if isinstance(settings, Learned) else None
     movings = [moving] if isinstance(moving, Image) else list(moving)
+    if trained is not None and len(movings) != 1:
+        raise InputError(f"{len(movings)} moving images were given; {system_of(settings)} registers one to one")
     with journal.stage("prepare"):
         fixed, movings = _checked(fixed, movings, fixed_mask, moving_mask)
         chosen = [_one_frame(image, frame, journal) for image in movings]
         target = _one_frame(fixed, 0, journal)
         begin = _linear(initial)
         pairs = None if landmarks is None else _pairs(*landmarks, landmark_tolerance_mm, fixed, movings[0])
-        plan = _planned(fixed, movings, settings, deformable, where, journal)
+        plan = None
+        if isinstance(settings, Mcbo):
+            plan = _planned(fixed, movings, settings, deformable, where, journal)
     matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed, pairs)
     linear = Affine(matrix)
     parts: tuple[Transform, ...] = (linear,)
     if deformable:
-        dense, settings = _deformed(target, chosen, linear, plan, journal, where, pairs)
+        dense: DisplacementField | None = None
+        if plan is not None:
+            dense, settings = _deformed(target, chosen, linear, plan, journal, where, pairs)
+        elif trained is not None and isinstance(settings, Learned):
+            dense = _learned(target, chosen[0], linear, trained, settings, journal, where)
         parts = parts if dense is None else (dense, linear)
-    if settings.reproduce and (fixed_mask is not None or moving_mask is not None):
+    reproduces = isinstance(settings, Mcbo) and settings.reproduce
+    if reproduces and (fixed_mask is not None or moving_mask is not None):
         journal.note("masks", "in the scores only: the published system takes none")
     transform = Chain(parts, fixed_grid=fixed.grid, moving_grid=movings[0].grid)
     if pairs is not None:
@@ -163,11 +174,27 @@ def _deformation(
     places = None if landmarks is None else landmarks.on(grid, linear.matrix)
     field = mcbo(volumes[0], volumes[1:], settings, journal, places, plan.economy)
     with journal.stage("transform"):
-        dense = _displacement(field.cpu(), grid)
+        dense = faded_field(field.cpu(), grid)
         needed = landmarks is not None and _pulls(landmarks, linear, dense)
         if not settings.reproduce and not _helps(volumes, field, journal, needed):
             return None
         return dense
+
+
+def _learned(
+    fixed: Image,
+    moving: Image,
+    linear: Affine,
+    trained: Trained,
+    settings: Learned,
+    journal: Journal,
+    device: torch.device,
+) -> DisplacementField | None:
+    """The displacement that a trained network gives after the linear map, or None where it does harm."""
+    _check_overlap(fixed, [moving], linear)
+    grid, volumes, field = displacement(trained, fixed, moving, linear, settings, journal, device)
+    with journal.stage("transform"):
+        return faded_field(field.cpu(), grid) if _helps(volumes, field, journal) else None
 
 
 def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
@@ -290,7 +317,7 @@ def _volumes(
     return grid, volumes
 
 
-def _displacement(field: torch.Tensor, grid: Grid) -> DisplacementField:
+def faded_field(field: torch.Tensor, grid: Grid) -> DisplacementField:
     """Displacement in cells over the field of view of ``grid`` -> mm, on a grid widened so that it fades to zero.
 
     The margin is twice the largest displacement at the faces: fading over it, the transform stays invertible where

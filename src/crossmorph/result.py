@@ -20,7 +20,7 @@ from crossmorph.match.recheck import recheck
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
 from crossmorph.resample import blurred_like, downsample, resample, world_blocks
-from crossmorph.settings import Mcbo, to_dict
+from crossmorph.settings import Settings, system_of, to_dict
 from crossmorph.space import Grid, overlap_fraction
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform, folding, jacobian_determinant
 from crossmorph.verdict import Verdict, judge
@@ -48,7 +48,7 @@ class Result:
     movings: tuple[Image, ...]
     transform: Chain
     initial: Affine
-    settings: Mcbo
+    settings: Settings
     journal: Journal
     seed: int
     device: str
@@ -165,7 +165,7 @@ class Result:
     @property
     def record(self) -> dict[str, Any]:
         """Everything about the run as plain values; see docs/record.md."""
-        settings = {"system": type(self.settings).__name__.lower(), **to_dict(self.settings)}
+        settings = {"system": system_of(self.settings), **to_dict(self.settings)}
         return {
             "verdict": {"status": self.verdict.status, "reasons": list(self.verdict.reasons)},
             "scores": self.scores,

@@ -149,7 +149,58 @@ class Disa(Mcbo):
     """DISA (Ronchetti et al. 2023): its descriptors in the linear stage and in MCBO's deformable solver."""
 
 
-SYSTEMS: dict[str, type[Mcbo]] = {"mcbo": Mcbo, "disa": Disa}
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a pair before a network sees it; weights carry it."""
+
+    spacing_mm: float = 2.0
+    """Voxel size. Axes are those of the fixed image, in the order and direction nearest to R, A, S."""
+
+    crop: bool = True
+    """Keep only the box of what both images see and the fixed image shows as body; else all of the fixed image."""
+
+    fixed_window: tuple[float, ...] = ()
+    """Values of the fixed image that become 0 and 1; others are cut. Empty: its 1st and 99th percentile."""
+
+    moving_window: tuple[float, ...] = ()
+    """The same for the moving image."""
+
+    linear: Linear = Linear()
+    """The linear stage before."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained network, which sees the pair as its weights say, after the linear stage."""
+
+    weights: str = ""
+    """Folder of a training, or a .safetensors file with its .json file beside it."""
+
+    linear: Linear = Linear()
+    """The linear stage before."""
+
+    refine: int = 0
+    """Adam steps on the pair itself after the network, by MIND-SSC as in MCBO; 0 for none."""
+
+
+@dataclass(frozen=True)
+class GradientGuidance(Learned):
+    """Two U-Nets, of the images and of their gradient maps, fused by gates (Xu et al. 2021)."""
+
+
+Settings = Mcbo | Learned
+"""What a registration can be told."""
+
+SYSTEMS: dict[str, type[Mcbo] | type[Learned]] = {
+    "mcbo": Mcbo,
+    "disa": Disa,
+    "gradient-guidance": GradientGuidance,
+}
+
+
+def system_of(settings: Settings) -> str:
+    """The name of the system that settings belong to."""
+    return next(name for name, kind in SYSTEMS.items() if type(settings) is kind)
 
 
 def presets(system: str = "mcbo") -> list[str]:
@@ -157,7 +208,7 @@ def presets(system: str = "mcbo") -> list[str]:
     return sorted(path.stem for path in (PRESETS / system).glob("*.toml"))
 
 
-def load_settings(system: str = "mcbo", preset: str | Path = "default") -> Mcbo:
+def load_settings(system: str = "mcbo", preset: str | Path = "default") -> Settings:
     """Settings of a system from a preset's name or a TOML file.
 
     Raises:
@@ -166,11 +217,20 @@ def load_settings(system: str = "mcbo", preset: str | Path = "default") -> Mcbo:
     kind = SYSTEMS.get(system)
     if kind is None:
         raise InputError(f"there is no system {system!r}{_nearest(system, list(SYSTEMS))}")
+    return read_settings(kind, system, preset)
+
+
+def read_settings(kind: type[S], group: str, preset: str | Path) -> S:
+    """A settings dataclass from a preset's name, looked up in a folder of ``presets/``, or from a TOML file.
+
+    Raises:
+        InputError: unknown preset, key or value.
+    """
     path = Path(preset)
     if path.suffix != ".toml":
-        path = PRESETS / system / f"{preset}.toml"
+        path = PRESETS / group / f"{preset}.toml"
         if not path.is_file():
-            raise InputError(f"{system} has no preset {str(preset)!r}{_nearest(str(preset), presets(system))}")
+            raise InputError(f"{group} has no preset {str(preset)!r}{_nearest(str(preset), presets(group))}")
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -259,6 +319,17 @@ def check(settings: S, source: str = "settings") -> S:
             need(len(settings.refine) == 1, "refine", "one refinement when reproducing")
         for stage in settings.refine:
             check(stage, f"{source}: refine")
+    elif isinstance(settings, Learned):
+        check(settings.linear, f"{source}: linear")
+        need(settings.refine >= 0, "refine", "at least 0")
+    elif isinstance(settings, Preprocessing):
+        check(settings.linear, f"{source}: linear")
+        need(settings.spacing_mm > 0, "spacing_mm", "above 0")
+        for side in ("fixed_window", "moving_window"):
+            window = getattr(settings, side)
+            need(not window or (len(window) == 2 and window[0] < window[1]), side, "empty or (low, high)")
+    elif callable(own := getattr(settings, "check", None)):
+        own()
     return settings
 
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from crossmorph.commands.register import chosen_settings
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel
+from crossmorph.settings import LinearModel, Mcbo
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,6 +65,8 @@ class Plan:
         if not self.moving:
             raise InputError("give at least one moving image")
         settings = chosen_settings(self.system, self.preset, self.settings, self.linear, None, self.memory)
+        if not isinstance(settings, Mcbo):
+            raise InputError(f"plan knows the training-free systems; {self.system} is a trained network")
         images = [io.read(path) for path in (self.fixed, *self.moving)]
         for image in images:
             check_registrable(image)

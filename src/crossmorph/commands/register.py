@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from crossmorph.errors import InputError
-from crossmorph.settings import Descriptor, DescriptorName, LinearModel, LinearSearch, Mcbo, load_settings
+from crossmorph.settings import (
+    Descriptor,
+    DescriptorName,
+    LinearModel,
+    LinearSearch,
+    Mcbo,
+    Settings,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from crossmorph.record import Progress
@@ -50,6 +58,12 @@ class Register:
     descriptor: DescriptorName | None = None
     """What the deformable stage compares, and nothing else: mind (MIND-SSC), macmind, msssc (its first step) or
     disa. By default what the preset says."""
+
+    weights: Path | None = None
+    """Folder of a training, or a .safetensors file, for a system that is a trained network."""
+
+    refine: int | None = None
+    """Adam steps on the pair itself after a trained network."""
 
     initial: Path | None = None
     """Linear transform file (fixed to moving points) to start from, in place of the world coordinates."""
@@ -112,7 +126,10 @@ class Register:
 
         files.check_output(self.output, self.overwrite)
         settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
+        settings = self._trained(settings)
         if self.descriptor:
+            if not isinstance(settings, Mcbo):
+                raise InputError(f"--descriptor is for training-free systems; {self.system} is a trained network")
             settings = replace(settings, describe=(Descriptor(self.descriptor),))
         try:
             result = self._result(settings)
@@ -126,7 +143,7 @@ class Register:
         self._report(result)
         return 3 if result.verdict.status == "failed" else 0
 
-    def _result(self, settings: Mcbo) -> Result:
+    def _result(self, settings: Settings) -> Result:
         """The registration, written."""
         from crossmorph import io
         from crossmorph.registration import register
@@ -173,6 +190,16 @@ class Register:
                     words.append(name if isinstance(item, Path) else str(item))
         return {"line": " ".join(words), "files": files}
 
+    def _trained(self, settings: Settings) -> Settings:
+        """The settings with what --weights and --refine say."""
+        from crossmorph.settings import Learned
+
+        chosen: dict[str, str | int] = {"weights": str(self.weights)} if self.weights else {}
+        chosen |= {"refine": self.refine} if self.refine is not None else {}
+        if chosen and not isinstance(settings, Learned):
+            raise InputError(f"--{next(iter(chosen))} is for trained networks; {self.system} is none")
+        return replace(settings, **chosen)  # type: ignore[arg-type]
+
     def _report(self, result: Result) -> None:
         from rich.console import Console
 
@@ -199,14 +226,19 @@ def chosen_settings(
     model: LinearModel | None,
     search: LinearSearch | None,
     memory: str,
-) -> Mcbo:
+) -> Settings:
     """Settings of a preset or a file, with what the command line says instead."""
     if file and preset != "default":
         raise InputError("give --preset or --settings, not both; a settings file replaces a preset")
     settings = load_settings(system, file or preset)
     linear = settings.linear
     linear = replace(linear, model=model or linear.model, search=search or linear.search)
-    return replace(settings, linear=linear, memory_gib=parsed_gib(memory) if memory else settings.memory_gib)
+    settings = replace(settings, linear=linear)
+    if not memory:
+        return settings
+    if not isinstance(settings, Mcbo):
+        raise InputError(f"--memory is kept to by training-free systems; {system} is a trained network")
+    return replace(settings, memory_gib=parsed_gib(memory))
 
 
 def parsed_gib(text: str) -> float:

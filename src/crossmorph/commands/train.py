@@ -1,38 +1,36 @@
-"""``crossmorph train``."""
+"""``crossmorph train``: DISA's descriptors, and registration networks."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from crossmorph.errors import InputError
 
 if TYPE_CHECKING:
     from crossmorph.train.patches import Volume
+    from crossmorph.train.settings import Training
 
     Report = Callable[[str, float, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a network on your own volumes.
+class TrainDisa:
+    """Train DISA: descriptors whose dot product is the LC2 similarity of two patches, for any pair of modalities.
 
-    disa: descriptors whose dot product is the LC2 similarity of two patches, for any pair of modalities. Volumes
-    need no registration and no labels; several modalities of a subject are best. Patches are compared between the
-    volumes of one subject, and whole subjects are kept out for validation. The folder gets weights.safetensors and
-    weights.json (the best so far), metrics.csv and, where tensorboard is installed, its files. Stopped with Ctrl-C
-    or killed, it goes on with --resume from its last save, at most a few minutes ago.
+    Volumes need no registration and no labels; several modalities of a subject are best. Patches are compared
+    between the volumes of one subject, and whole subjects are kept out for validation. The folder gets
+    weights.safetensors and weights.json (the best so far), metrics.csv and, where tensorboard is installed, its
+    files. Stopped with Ctrl-C or killed, it goes on with --resume from its last save, a few minutes ago at most.
     """
-
-    network: Positional[Literal["disa"]]
-    """What to train."""
 
     volumes: Positional[Annotated[tuple[Path, ...], arg(metavar="VOLUME [VOLUME ...]")]]
     """Volumes of at least two subjects."""
@@ -78,7 +76,7 @@ class Train:
         settings = replace(SCHEDULES[self.schedule], **chosen).check()
         seen, unseen = self._split()
         device = str(chosen_device(self.device))
-        self._make_folder()
+        _make_folder(self.output, self.resume)
         about = {
             "schedule": self.schedule + (f" with {chosen}" if chosen else ""),
             "preprocessing": {"spacing_mm": SPACING_MM, "values": "z-scored over valid voxels, 0 elsewhere"},
@@ -125,20 +123,6 @@ class Train:
             raise InputError(f"--subject-pattern {self.subject_pattern} finds nothing in {path}")
         return found[1] if pattern.groups else found[0]
 
-    def _make_folder(self) -> None:
-        from crossmorph.train.loop import STATE
-
-        if not self.resume and (self.output / STATE).exists():
-            raise InputError(
-                f"{self.output} holds a training already; add --resume to go on, or give another folder"
-            )
-        if self.resume and not self.output.is_dir():
-            raise InputError(f"there is no training to go on with: {self.output} is not a folder")
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.output}: {error.strerror}; give another folder") from error
-
     def _read(self, subjects: dict[Path, str], spacing_mm: float, progress: Report) -> list[Volume]:
         from crossmorph import io
         from crossmorph.train.patches import prepared
@@ -148,6 +132,131 @@ class Train:
             progress("reading", done / len(subjects), {})
             volumes.append(prepared(io.read(path), subject, spacing_mm))
         return volumes
+
+
+@dataclass(frozen=True)
+class TrainPairs:
+    """Train a registration network on pairs of volumes, or on volumes that are paired on the fly."""
+
+    system: ClassVar[str]
+
+    pairs: Positional[Annotated[Path, arg(metavar="PAIRS.csv|synthetic")]]
+    """Table with the columns fixed and moving (fixed_labels, moving_labels, fixed_mask, moving_mask, points,
+    initial and split if wanted), or image (labels, mask, split); paths are relative to it. The word synthetic:
+    generated pairs alone."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder for the training and its weights."""
+
+    preset: str = "default"
+    """Name of a preset of the training."""
+
+    config: Path | None = None
+    """TOML file with settings, in place of a preset."""
+
+    steps: int | None = None
+    """Optimiser steps in place of the settings'."""
+
+    seed: int | None = None
+    """Seed of every random choice, in place of the settings'."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+    devices: int = 1
+    """Processes that share each batch: GPUs, or processes on the CPU. Under torchrun those that it started."""
+
+    cache: Path | None = None
+    """Folder for prepared volumes; default: OUTPUT/cache. Trainings with equal preprocessing can share one."""
+
+    save_seconds: float = 240.0
+    """A state to go on from is saved at least this often."""
+
+    licence: str = ""
+    """Licence of the weights and credits of the data, for weights.json."""
+
+    resume: bool = False
+    """Go on with the training in the output folder."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def run(self) -> int:
+        """Prepare, train and return the exit code."""
+        from crossmorph.device import chosen_device
+        from crossmorph.train.loop import WEIGHTS, start_fabric
+        from crossmorph.train.pairs import load_data
+        from crossmorph.train.registration import generated, train_registration, validation_words
+
+        settings = self._settings()
+        fabric = start_fabric(chosen_device(self.device).type, self.devices, settings.precision)
+        if fabric.is_global_zero:
+            _make_folder(self.output, self.resume)
+        fabric.barrier()
+        with _shown(self.quiet or not fabric.is_global_zero) as progress:
+            if str(self.pairs) == "synthetic":
+                data = generated(settings)
+            else:
+                cache = self.cache or self.output / "cache"
+                with fabric.rank_zero_first():
+                    data = load_data(self.pairs, settings.preprocessing, cache, progress)
+            about: dict[str, Any] = {"licence": self.licence or "not stated"}
+            best = train_registration(
+                self.system, settings, data, self.output, fabric, about, self.resume, self.save_seconds, progress
+            )
+        if fabric.is_global_zero and not self.quiet:
+            print(f"{self.output / WEIGHTS}: {validation_words(best)} at step {best['step']}")
+        return 0
+
+    def _settings(self) -> Training:
+        from crossmorph.settings import read_settings
+        from crossmorph.train.settings import TRAININGS
+
+        if self.config and self.preset != "default":
+            raise InputError("give --preset or --config, not both; a settings file replaces a preset")
+        found = read_settings(TRAININGS[self.system], f"{self.system}-training", self.config or self.preset)
+        chosen = {name: value for name in ("steps", "seed") if (value := getattr(self, name)) is not None}
+        return replace(found, **chosen)
+
+
+@dataclass(frozen=True)
+class TrainGradientGuidance(TrainPairs):
+    """Train the dual branch with gated fusion (Xu et al. 2021), or what the paper compares it with.
+
+    The folder gets weights.safetensors and weights.json (the best so far by Dice, landmarks or loss), last.* (of
+    the last validation), metrics.csv and, where tensorboard is installed, its files. Stopped with Ctrl-C or
+    killed, it goes on with --resume from its last save.
+    """
+
+    system: ClassVar[str] = "gradient-guidance"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on your own volumes."""
+
+    what: OmitSubcommandPrefixes[
+        Annotated[TrainDisa, subcommand("disa")]
+        | Annotated[TrainGradientGuidance, subcommand("gradient-guidance")]
+    ]
+    """What to train."""
+
+    def run(self) -> int:
+        """Train and return the exit code."""
+        return self.what.run()
+
+
+def _make_folder(output: Path, resume: bool) -> None:
+    from crossmorph.train.loop import STATE
+
+    if not resume and (output / STATE).exists():
+        raise InputError(f"{output} holds a training already; add --resume to go on, or give another folder")
+    if resume and not output.is_dir():
+        raise InputError(f"there is no training to go on with: {output} is not a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}; give another folder") from error
 
 
 def _compiled(pattern: str, option: str) -> re.Pattern[str]:
@@ -170,7 +279,7 @@ def _shown(quiet: bool) -> Iterator[Report]:
         last: list[float | None] = [None]
 
         def line(stage: str, share: float, numbers: dict[str, float]) -> None:
-            if numbers.get("error") != last[0] and "error_of_mean" in numbers:
+            if "error" in numbers and math.isfinite(numbers["error"]) and numbers["error"] != last[0]:
                 last[0] = numbers["error"]
                 print(f"{stage} {share:.1%}: {_words(numbers)}", file=sys.stderr, flush=True)
 
@@ -185,4 +294,6 @@ def _shown(quiet: bool) -> Iterator[Report]:
 
 
 def _words(numbers: dict[str, float]) -> str:
-    return " ".join(f"{name} {numbers[name]:.4f}" for name in ("loss", "error") if name in numbers)
+    return " ".join(
+        f"{name} {numbers[name]:.4f}" for name in ("loss", "error", "dice", "tre_mm") if name in numbers
+    )

@@ -1,8 +1,9 @@
-"""MIND-SSC: the modality independent neighbourhood descriptor with self-similarity context.
+"""MIND-SSC, the modality independent neighbourhood descriptor with self-similarity context, and its elder MIND.
 
 Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using self-similarities",
 MICCAI 2013. Each voxel is described by 12 patch distances between pairs of its six neighbours; the descriptor does
-not change when the intensities are scaled or shifted, and hardly when their order is reversed.
+not change when the intensities are scaled or shifted, and hardly when their order is reversed. MIND (Medical Image
+Analysis 2012) compares a voxel's patch with those of its six neighbours.
 """
 
 from __future__ import annotations
@@ -65,14 +66,61 @@ def mind_ssc_reference(image: torch.Tensor, radius: int = 1, dilation: int = 2) 
         i, j, k = (dilation * (1 + o) for o in offset)
         return padded[i : i + shape[0], j : j + shape[1], k : k + shape[2]]
 
-    def patch_mean(values: torch.Tensor) -> torch.Tensor:
-        values = F.pad(values[None, None], (radius,) * 6, mode="replicate")
-        return F.avg_pool3d(values, 2 * radius + 1, stride=1)[0, 0]
-
-    pairs = zip(NEAR, FAR, strict=True)
-    distances = torch.stack([patch_mean((shifted(a) - shifted(b)) ** 2) for a, b in pairs])
-    distances -= distances.amin(0)
+    distances = torch.stack([(shifted(a) - shifted(b)) ** 2 for a, b in zip(NEAR, FAR, strict=True)])
+    for axis in (1, 2, 3):
+        distances = _window_mean(distances, axis, radius)
+    distances = distances - distances.amin(0)
     spread = distances.mean(0)
     mean = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
     spread = spread.clamp((1e-3 * mean).clamp_min(torch.finfo(torch.float32).tiny), 1e3 * mean)
     return torch.exp(-distances / spread)
+
+
+def mind(image: torch.Tensor) -> torch.Tensor:
+    """MIND descriptors of one volume with the six neighbours as search region, differentiable.
+
+    For neighbour r, with patches of 3^3 voxels:
+
+        D_r(p) = mean over the window of (I(p) - I(p + r))^2                             borders repeat
+        V = mean_r D_r clamped to [1e-3, 1e3] times its mean over the volume
+        descriptor_r = exp(-(D_r - min_r D_r) / V)
+
+    Heinrich et al. 2012, equations 4 to 6, with a box for the patch.
+
+    Args:
+        image: (I, J, K), of any intensity scale.
+
+    Returns:
+        (6, I, J, K) float32 in (0, 1]; neighbours before and after along i, j, k. A constant volume gives ones.
+    """
+    distances = []
+    for axis in range(3):
+        square = _between(image.float(), axis)
+        mean = square
+        for along in range(3):
+            mean = _window_mean(mean, along, 1)
+        n = image.shape[axis]
+        distances += [mean.narrow(axis, 0, n), mean.narrow(axis, 1, n)]
+    table = torch.stack(distances)
+    spread = table.mean(0)
+    tiny = torch.finfo(torch.float32).tiny
+    mean = spread.detach().mean().clamp_min(tiny)
+    spread = spread.clamp((1e-3 * mean).clamp_min(tiny), 1e3 * mean)
+    return torch.exp(-(table - table.amin(0)) / spread)
+
+
+def _between(image: torch.Tensor, axis: int) -> torch.Tensor:
+    """(I(p) - I(p + 1))^2 along an axis, from before the first voxel to after the last: one more than voxels."""
+    padded = torch.cat([image.narrow(axis, 0, 1), image, image.narrow(axis, -1, 1)], axis)
+    return padded.diff(dim=axis).square()
+
+
+def _window_mean(values: torch.Tensor, axis: int, radius: int) -> torch.Tensor:
+    """Mean of 2 radius + 1 neighbours along an axis, ends repeated; by sums of slices, far faster than pooling."""
+    ends = [values.narrow(axis, place, 1) for place in (0, -1)]
+    padded = torch.cat([*[ends[0]] * radius, values, *[ends[1]] * radius], axis)
+    n = values.shape[axis]
+    total = padded.narrow(axis, 0, n)
+    for place in range(1, 2 * radius + 1):
+        total = total + padded.narrow(axis, place, n)
+    return total / (2 * radius + 1)

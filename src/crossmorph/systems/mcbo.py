@@ -331,6 +331,23 @@ def _refined(
     return chosen("mind", lambda found: information(target, sources, found)[0] - 1, INFORMATION_GAIN).field
 
 
+def refined_on_pair(
+    fixed: Volume, moving: Volume, field: torch.Tensor, stage: Refinement, journal: Journal
+) -> torch.Tensor:
+    """A displacement that another system found, after one refinement by MIND-SSC on the pair itself.
+
+    Args:
+        fixed, moving: volumes on one grid.
+        field: (3, A, B, C) in cells over that grid.
+
+    Returns:
+        (3, A', B', C') in cells of the stage's control grid.
+    """
+    settings = Mcbo(levels=(stage.level,), refine=(stage,))
+    target, source = (_levels(volume, settings, side, PLENTY) for side, volume in enumerate((fixed, moving)))
+    return _refined(target, [source], field, stage, settings, journal)
+
+
 def information(fixed: Volume, movings: Sequence[Volume], *fields: torch.Tensor | None) -> tuple[float, ...]:
     """Normalised mutual information under each of some fields, where all of them show valid voxels.
 

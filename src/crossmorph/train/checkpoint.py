@@ -42,7 +42,7 @@ def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dic
         InputError: a file is missing or damaged, the sha256 differs, the weights belong to another architecture,
             or names or shapes of the tensors do not fit the network.
     """
-    about = _description(path, architecture)
+    about = described(path, architecture)
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != about["sha256"]:
@@ -60,6 +60,30 @@ def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dic
             f"{wrong[0]} ({given.get(wrong[0], 'missing')}, needed {needed.get(wrong[0], 'nothing')})"
         )
     network.load_state_dict(tensors)
+    return about
+
+
+def described(path: Path, architecture: str) -> dict[str, Any]:
+    """What the JSON file beside weights says.
+
+    Raises:
+        InputError: a file is missing or damaged, or the weights belong to another architecture.
+    """
+    side = path.with_suffix(".json")
+    for file in (path, side):
+        if not file.is_file():
+            raise InputError(
+                f"{file} is missing; weights are a .safetensors file with a .json file of the same name beside it"
+            )
+    try:
+        about: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
+        name, _ = about["architecture"], about["sha256"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{side} does not describe weights: it needs architecture and sha256 ({error})"
+        ) from error
+    if name != architecture:
+        raise InputError(f"{path} holds weights of {name!r}; those of {architecture!r} are needed")
     return about
 
 
@@ -88,23 +112,20 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def _description(path: Path, architecture: str) -> dict[str, Any]:
-    side = path.with_suffix(".json")
-    for file in (path, side):
-        if not file.is_file():
-            raise InputError(
-                f"{file} is missing; weights are a .safetensors file with a .json file of the same name beside it"
-            )
+def load_about(path: Path) -> dict[str, Any]:
+    """The JSON of a file of ``save_tensors``, without its tensors.
+
+    Raises:
+        InputError: the file is damaged or another program's.
+    """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        about: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
-        name, _ = about["architecture"], about["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(
-            f"{side} does not describe weights: it needs architecture and sha256 ({error})"
-        ) from error
-    if name != architecture:
-        raise InputError(f"{path} holds weights of {name!r}; those of {architecture!r} are needed")
-    return about
+        with safe_open(path, "pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["about"])
+            return found
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} was not written by a training; remove it ({error})") from error
 
 
 def _unpacked(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:

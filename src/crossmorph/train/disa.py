@@ -21,7 +21,7 @@ from crossmorph.describe.lc2 import gradient_length, lc2_pairs
 from crossmorph.errors import InputError
 from crossmorph.networks.disa import Conv, DisaNet, clipped
 from crossmorph.train.checkpoint import load_tensors, save_tensors
-from crossmorph.train.loop import Task, fit
+from crossmorph.train.loop import Task, fit, start_fabric
 from crossmorph.train.patches import WINDOW, Pool, Volume, cut_turned, draw_pool, random_turn
 
 POOL = {True: "pairs.safetensors", False: "pairs_unseen.safetensors"}
@@ -191,7 +191,7 @@ def train_disa(
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
         rate=lambda step: rate_at(step, settings),
-        loss=lambda generator, step: batch_loss(network, volumes, pool, settings, generator, step),
+        loss=lambda model, generator, step: batch_loss(model, volumes, pool, settings, generator, step),
         validate=lambda: summary(*predictions(network, unseen, held, settings)),
         architecture=ARCHITECTURE,
         configuration=configuration,
@@ -205,6 +205,7 @@ def train_disa(
         resume,
         validate_every=min(500, settings.steps),
         progress=lambda step, numbers: progress("training", step / settings.steps, numbers),
+        fabric=start_fabric(torch.device(device).type),
     )
 
 
@@ -237,7 +238,7 @@ def rate_at(step: int, settings: DisaTraining) -> float:
 
 
 def batch_loss(
-    network: DisaNet,
+    network: torch.nn.Module,
     volumes: Sequence[Volume],
     pool: Pool,
     settings: DisaTraining,
@@ -302,7 +303,9 @@ def chosen_places(count: int, settings: DisaTraining, generator: torch.Generator
     return torch.cat([torch.full((count, 1, 3), side // 2), others], 1)
 
 
-def described(network: DisaNet, x: torch.Tensor, places: torch.Tensor, settings: DisaTraining) -> torch.Tensor:
+def described(
+    network: torch.nn.Module, x: torch.Tensor, places: torch.Tensor, settings: DisaTraining
+) -> torch.Tensor:
     """(N, S, S, S) patches and (N, P, 3) places -> (N P, 16) clipped descriptors."""
     batch = x[:, None].contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.half):

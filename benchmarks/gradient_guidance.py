@@ -1,0 +1,301 @@
+"""The dual branch with gradient guidance against what its paper compares it with, FLAIR to T1 of other subjects.
+
+python benchmarks/gradient_guidance.py OUT [--steps 500] [--pairs 10] [--syn]
+
+Six subjects of ``nichart`` are trained on (27 ordered pairs, 3 more to choose weights by), the other two are
+tested on: pairs among all that touch them. Every method has the same pairs, steps and settings; all begin from the
+linear stage. Labels are put into groups and warped by nearest neighbours onto the T1 at its own 2 mm. OUT keeps
+trainings, linear maps and results.csv; started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import tyro
+from cases import data_folder
+from tables import update_section
+from tyro.conf import Positional
+
+from crossmorph import io
+from crossmorph.evaluate import label_overlap, label_surface_distances, warp_labels
+from crossmorph.image import Image, Labels
+from crossmorph.record import Journal
+from crossmorph.registration import faded_field
+from crossmorph.settings import Linear
+from crossmorph.systems.learned import Trained, load_trained, prepared
+from crossmorph.systems.linear import align
+from crossmorph.transform import Affine, Chain, Transform, folding, jacobian_determinant
+
+HERE = Path(__file__).resolve().parent
+T = TypeVar("T")
+SUBJECTS = (1, 2, 4, 7, 9, 12, 13, 16)
+TEST = {13, 16}
+CHOSEN_BY = {(1, 2), (9, 4), (12, 7)}
+METHODS = {"vm": "VM", "vm-concat": "VM(concat)", "average": "average", "gated": "gated"}
+
+CONFIG = """network = "{network}"
+steps = {steps}
+rate = 1e-3
+schedule = "cosine"
+clip = 1.0
+precision = "bf16"
+validate_every = {every}
+similarity = "ssc"
+alpha = 0.5
+beta = 2.0
+gamma = 4.0
+
+[preprocessing]
+spacing_mm = {spacing_mm}
+"""
+
+
+def both(*right: int) -> list[int]:
+    """Ids of the right hemisphere and those of the left that follow them."""
+    return [n for first in right for n in (first, first + 1)]
+
+
+GROUPS = {
+    "ventricles": [4, 11, *both(49, 51)],
+    "deep grey": [23, 30, *both(31, 36, 47, 55, 57, 59, 61, 75)],
+    "white matter": [*range(81, 96)],
+    "frontal": both(104, 112, 118, 120, 124, 136, 140, 142, 146, 150, 152, 162, 164, 178, 182, 186, 190, 192, 204),
+    "parietal": both(106, 148, 168, 174, 176, 194, 198),
+    "temporal": both(122, 132, 154, 180, 184, 200, 202, 206),
+    "occipital": both(108, 114, 128, 134, 144, 156, 160, 196),
+    "limbic": both(100, 102, 116, 138, 166, 170, 172),
+    "cerebellum": [38, 39, 40, 41, 71, 72, 73],
+    "brain stem": [35],
+}
+"""MUSE regions by structure; the cortex by lobe, the insula with the limbic one."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Train, test and tabulate."""
+
+    output: Positional[Path]
+    """Folder for trainings and results."""
+
+    steps: int = 500
+    """Optimiser steps of each method."""
+
+    spacing_mm: float = 5.0
+    """Voxels that the networks see."""
+
+    pairs: int = 26
+    """Test pairs, taken evenly from the 26."""
+
+    syn: int = 0
+    """Test pairs that SyN (antspyx) registers too."""
+
+    syn_python: Path = HERE / ".venv-peers" / "bin" / "python"
+    """Python of the environment with antspyx."""
+
+    update_readme: bool = False
+    """Write the tables into README.md beside this script."""
+
+    def run(self) -> None:
+        """All of it."""
+        torch.set_num_threads(1)
+        data = data_folder() / "nichart"
+        self.output.mkdir(parents=True, exist_ok=True)
+        for method in METHODS:
+            self._train(method, data)
+        trained = {method: load_trained("gradient-guidance", self.output / method) for method in METHODS}
+        done = self._done()
+        for n, (fixed, moving) in enumerate(self._test_pairs()):
+            if (str(fixed), str(moving)) not in done:
+                rows = self._measured(data, fixed, moving, trained, n < self.syn)
+                self._append(rows)
+        text = self._tables()
+        print(text)
+        if self.update_readme:
+            update_section(HERE / "README.md", "gradient-guidance", text)
+
+    def _test_pairs(self) -> list[tuple[int, int]]:
+        every = [pair for pair in permutations(SUBJECTS, 2) if set(pair) & TEST]
+        return [every[n * len(every) // self.pairs] for n in range(self.pairs)]
+
+    def _train(self, method: str, data: Path) -> None:
+        folder = self.output / method
+        if (folder / "last.json").is_file():
+            about = json.loads((folder / "last.json").read_text())
+            if about["metrics"]["step"] == self.steps:
+                return
+        table = self.output / "pairs.csv"
+        lines = ["fixed,moving,fixed_labels,moving_labels,split"]
+        for a, b in permutations(set(SUBJECTS) - TEST, 2):
+            split = "validation" if (a, b) in CHOSEN_BY else "train"
+            names = (f"Subj{a}_T1", f"Subj{b}_FL", f"Subj{a}_T1_DLMUSE", f"Subj{b}_FL_DLMUSE")
+            lines.append(",".join([*(str(data / f"{name}.nii.gz") for name in names), split]))
+        table.write_text("\n".join(lines))
+        config = self.output / f"{method}.toml"
+        every = self.steps // 4
+        config.write_text(CONFIG.format(network=method, steps=self.steps, every=every, spacing_mm=self.spacing_mm))
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "crossmorph.cli", "train", "gradient-guidance", str(table), "--resume"]
+        command += ["-o", str(folder), "--config", str(config), "--cache", str(self.output / "cache"), "--quiet"]
+        subprocess.run(command, check=True)
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    def _measured(
+        self, data: Path, a: int, b: int, trained: dict[str, Trained], syn: bool
+    ) -> list[dict[str, object]]:
+        fixed, moving = io.read(data / f"Subj{a}_T1.nii.gz"), io.read(data / f"Subj{b}_FL.nii.gz")
+        target, source = (
+            grouped(io.read_labels(data / f"Subj{a}_T1_DLMUSE.nii.gz")),
+            grouped(io.read_labels(data / f"Subj{b}_FL_DLMUSE.nii.gz")),
+        )
+        linear, seconds = self._linear(fixed, moving, a, b)
+        found: list[tuple[str, Transform, float]] = [
+            ("before", Affine.identity(), 0.0),
+            ("affine", linear, seconds),
+        ]
+        for method, ready in trained.items():
+            transform, seconds = timed(lambda ready=ready: through(ready, fixed, moving, linear))
+            found.append((METHODS[method], transform, seconds))
+        if syn:
+            found.append(("SyN", *self._syn(data, a, b)))
+        return [
+            {"fixed": a, "moving": b, "method": name, "seconds": round(seconds, 3), **row}
+            for name, transform, seconds in found
+            for row in scores(transform, target, source)
+        ]
+
+    def _linear(self, fixed: Image, moving: Image, a: int, b: int) -> tuple[Affine, float]:
+        """The linear map and its processor seconds, kept."""
+        path = self.output / f"linear-{a}-{b}.json"
+        if not path.is_file():
+            matrix, seconds = timed(lambda: align(fixed, moving, Linear(), Journal()))
+            path.write_text(json.dumps([matrix.tolist(), seconds]))
+        matrix, seconds = json.loads(path.read_text())
+        return Affine(np.array(matrix)), seconds
+
+    def _syn(self, data: Path, a: int, b: int) -> tuple[Transform, float]:
+        """SyN with its own affine stage in a process of its own, and the processor seconds of it all."""
+        path = self.output / f"syn-{a}-{b}.h5"
+        if not path.is_file():
+            files = [str(data / f"Subj{a}_T1.nii.gz"), str(data / f"Subj{b}_FL.nii.gz"), str(path)]
+            before = os.times()
+            subprocess.run(
+                [str(self.syn_python), str(HERE / "peers" / "run_ants.py"), *files, "--kind", "multi"], check=True
+            )
+            after = os.times()
+            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            path.with_suffix(".json").write_text(json.dumps(spent))
+        return io.read_transform(path), json.loads(path.with_suffix(".json").read_text())
+
+    # -- tables --------------------------------------------------------------------------------------------------
+
+    def _done(self) -> set[tuple[str, str]]:
+        return {(row["fixed"], row["moving"]) for row in self._rows()}
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        path = self.output / "results.csv"
+        if path.is_file():
+            with path.open(newline="") as stream:
+                yield from csv.DictReader(stream)
+
+    def _append(self, rows: list[dict[str, object]]) -> None:
+        path = self.output / "results.csv"
+        new = not path.is_file()
+        with path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def _tables(self) -> str:
+        rows = list(self._rows())
+        pairs = {(row["fixed"], row["moving"]) for row in rows}
+        parts = [
+            f"`python benchmarks/gradient_guidance.py OUT --steps {self.steps} --spacing-mm {self.spacing_mm:g} "
+            f"--pairs {self.pairs} --syn {self.syn}`, {time.strftime('%Y-%m-%d')}, one thread, {len(pairs)} pairs"
+        ]
+        compared = {(r["fixed"], r["moving"]) for r in rows if r["method"] == "SyN"}
+        parts.append(table(rows, ["before", "affine", *METHODS.values()]))
+        if compared:
+            some = [row for row in rows if (row["fixed"], row["moving"]) in compared]
+            parts.append(f"The {len(compared)} pairs that SyN registered too:")
+            parts.append(table(some, ["affine", "SyN", *METHODS.values()]))
+        return "\n\n".join(parts)
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What work returns, and its processor seconds, which a busy machine does not stretch."""
+    start = time.process_time()
+    found = work()
+    return found, time.process_time() - start
+
+
+def through(trained: Trained, fixed: Image, moving: Image, linear: Affine) -> Transform:
+    """What the network says, as a transform; nothing judges it and nothing is dropped."""
+    grid, target, source = prepared(fixed, moving, linear, trained.preprocessing)
+    with torch.inference_mode():
+        outputs = trained.network(target.values[None, None], source.values[None, None])
+    return Chain((faded_field(outputs["displacement"][0], grid), linear))
+
+
+def grouped(labels: Labels) -> Labels:
+    """Labels as numbers of groups, from 1."""
+    data = torch.zeros_like(labels.data)
+    for number, ids in enumerate(GROUPS.values(), start=1):
+        data[torch.isin(labels.data, torch.tensor(ids))] = number
+    return Labels(data, labels.grid)
+
+
+def scores(transform: Transform, target: Labels, source: Labels) -> Iterator[dict[str, object]]:
+    """Dice and average surface distance by group, and the share of voxels of the brain that fold."""
+    warped = warp_labels(source, target.grid, transform)
+    ids = list(range(1, len(GROUPS) + 1))
+    overlaps = label_overlap(target, warped, source, ids=ids)
+    distances = label_surface_distances(target, warped, ids, target.grid.affine)
+    folds = 100 * folding(jacobian_determinant(transform, target.grid), target.data > 0)
+    for name, overlap in zip(GROUPS, overlaps, strict=True):
+        asd = distances[overlap.id].average()
+        yield {"group": name, "dice": round(overlap.dice, 5), "asd_mm": round(asd, 4), "folding_percent": folds}
+
+
+def table(rows: list[dict[str, str]], methods: list[str]) -> str:
+    """Dice and surface distance by group and in the mean; a row a method."""
+    head = ["method", "mean", *GROUPS]
+    text = []
+    for column, unit, digits in (("dice", "Dice in percent", 1), ("asd_mm", "average surface distance in mm", 2)):
+        extra = ["folding %", "seconds"] if column == "dice" else []
+        lines = [
+            f"{unit}:",
+            "",
+            f"| {' | '.join(head + extra)} |",
+            "| --- |" + " ---: |" * (len(head + extra) - 1),
+        ]
+        for method in methods:
+            some = [row for row in rows if row["method"] == method]
+
+            def mean(name: str, group: str | None = None, some: list[dict[str, str]] = some) -> float:
+                return float(np.mean([float(row[name]) for row in some if group in (None, row["group"])]))
+
+            factor = 100 if column == "dice" else 1
+            cells = [f"{factor * mean(column, group):.{digits}f}" for group in (None, *GROUPS)]
+            cells += [f"{mean('folding_percent'):.3f}", f"{mean('seconds'):.2f}"] if extra else []
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        text.append("\n".join(lines))
+    return "\n\n".join(text)
+
+
+if __name__ == "__main__":
+    tyro.cli(Benchmark, description=__doc__).run()

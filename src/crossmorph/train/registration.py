@@ -1,0 +1,244 @@
+"""Training of a registration network: samples by number, batches, validation by Dice, TRE and folding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from crossmorph.errors import InputError
+from crossmorph.evaluate.overlap import label_overlap, mean_dice
+from crossmorph.evaluate.regularity import non_diffeomorphic_volume
+from crossmorph.networks.voxelmorph import MULTIPLE
+from crossmorph.optimise.terms import displaced
+from crossmorph.resample import sample
+from crossmorph.systems import gradient_guidance
+from crossmorph.systems.learned import NETWORKS
+from crossmorph.train.augment import augmented, synthetic
+from crossmorph.train.loop import Task, fit
+from crossmorph.train.pairs import Data, Report
+from crossmorph.train.sample import Batch, Sample
+from crossmorph.train.settings import Training
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Loss = Callable[[dict[str, torch.Tensor], Batch, Any], torch.Tensor]
+
+LOSSES: dict[str, Loss] = {"gradient-guidance": gradient_guidance.loss}
+"""By system: the loss of a network's outputs on a batch under a training's settings."""
+
+METRICS = ("loss", "dice", "tre_mm", "ndv_percent")
+"""What a validation finds, as far as labels or landmarks are there."""
+
+
+def train_registration(
+    system: str,
+    settings: Training,
+    data: Data,
+    folder: Path,
+    fabric: Fabric,
+    about: dict[str, Any] | None = None,
+    resume: bool = False,
+    save_seconds: float = 240.0,
+    progress: Report = lambda stage, share, numbers: None,
+) -> dict[str, float]:
+    """Train a system's network; see ``train.loop`` for what the folder holds.
+
+    Args:
+        system: a key of ``systems.learned.NETWORKS``.
+        settings: those of the system.
+        data: of ``load_data`` or ``generated``.
+        folder: to write to; exists.
+        fabric: of ``start_fabric``.
+        about: more for the JSON file of the weights: data, licence.
+        resume: go on from what the folder holds.
+        save_seconds: at most about this long between saves.
+        progress: told the stage, its share and the newest numbers.
+
+    Returns:
+        The numbers of the best validation: ``error`` (1 - Dice; without labels the TRE; without landmarks the
+        loss) and ``METRICS``.
+
+    Raises:
+        InputError: bad settings, a folder with another training, or a loss that is not finite.
+    """
+    settings.check()
+    if settings.batch % fabric.world_size:
+        raise InputError(f"a batch of {settings.batch} pairs cannot be shared by {fabric.world_size} processes")
+    torch.manual_seed(settings.seed)
+    network = NETWORKS[system](settings)
+    loss = LOSSES[system]
+
+    def batch_loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
+        batch = Batch.of(
+            [_at(number, settings, data) for number in _numbers(step, settings, fabric)], fabric.device
+        )
+        return loss(model(batch.fixed, batch.moving), batch, settings)
+
+    @torch.no_grad()
+    def seen(pair: Sample) -> tuple[Batch, dict[str, torch.Tensor]]:
+        network.eval()
+        batch = Batch.of([pair], fabric.device)
+        return batch, network(batch.fixed, batch.moving)
+
+    def validate() -> dict[str, float]:
+        rows = torch.full((len(data.validation), len(METRICS)), math.nan, dtype=torch.float64)
+        for n in range(fabric.global_rank, len(rows), fabric.world_size):
+            pair = data.validation[n]()
+            batch, outputs = seen(pair)
+            found = measured(pair, outputs["displacement"][0].cpu())
+            found["loss"] = float(loss(outputs, batch, settings))
+            rows[n] = torch.tensor([found.get(name, math.nan) for name in METRICS], dtype=torch.float64)
+        return _summary(rows, fabric)
+
+    def pictures() -> dict[str, torch.Tensor]:
+        pair = data.validation[0]()
+        return {"fixed, moving, warped, grid": picture(pair, seen(pair)[1]["displacement"][0].cpu())}
+
+    plain = {"settings": asdict(settings), "train": data.names, "validation": data.validation_names}
+    task = Task(
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=settings.rate),
+        rate=lambda step: rate_at(step, settings),
+        loss=batch_loss,
+        validate=validate,
+        architecture=system,
+        configuration=plain,
+        about={"preprocessing": _preprocessing(settings), **(about or {})},
+        clip=settings.clip,
+        average=settings.average,
+        names=lambda step: ", ".join(_name(n, settings, data) for n in _numbers(step, settings, fabric)),
+        pictures=pictures,
+    )
+    epoch = max(1, len(data.names) // settings.batch)
+    return fit(
+        task,
+        folder,
+        settings.steps,
+        settings.seed,
+        resume,
+        validate_every=settings.validate_every or epoch,
+        write_every=min(10, epoch),
+        save_seconds=save_seconds,
+        progress=lambda step, numbers: progress("training", step / settings.steps, numbers),
+        fabric=fabric,
+    )
+
+
+def generated(settings: Training, validation: int = 4) -> Data:
+    """Nothing but generated pairs, other ones each epoch; as validation a few that never change."""
+    shape = [n + -n % MULTIPLE for n in settings.synthesis.shape]
+    spacing = settings.preprocessing.spacing_mm
+
+    def one(generator: torch.Generator) -> Sample:
+        return synthetic(shape, spacing, settings.synthesis, generator)
+
+    return Data(
+        ("generated",) * settings.synthesis.pairs,
+        ("generated",) * validation,
+        lambda index, generator: one(generator),
+        tuple(lambda n=n: one(seeded(settings.seed, 2, n)) for n in range(validation)),  # type: ignore[misc]
+        tuple(shape),
+    )
+
+
+def rate_at(step: int, settings: Training) -> float:
+    """The learning rate of a step, counted from 0."""
+    share = step / settings.steps
+    if settings.schedule == "cosine":
+        return settings.rate * 0.5 * (1 + math.cos(math.pi * share))
+    return settings.rate * ((1 - share) ** 0.9 if settings.schedule == "poly" else 1.0)
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator for whole numbers such as the seed, a purpose and a count; others give unrelated ones."""
+    word = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+
+
+def _numbers(step: int, settings: Training, fabric: Fabric) -> range:
+    """The samples of a step that this process sees; all samples of a training are numbered from 0."""
+    first = step * settings.batch
+    return range(first + fabric.global_rank, first + settings.batch, fabric.world_size)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    found: list[int] = torch.randperm(count, generator=seeded(seed, 0, epoch)).tolist()
+    return found
+
+
+def _name(number: int, settings: Training, data: Data) -> str:
+    epoch, place = divmod(number, len(data.names))
+    return data.names[_order(settings.seed, epoch, len(data.names))[place]]
+
+
+def _at(number: int, settings: Training, data: Data) -> Sample:
+    """The sample of a number: pair, partner and changes follow from the number and the seed alone."""
+    generator = seeded(settings.seed, 1, number)
+    if float(torch.rand(1, generator=generator)) < settings.synthesis.share:
+        spacing = settings.preprocessing.spacing_mm
+        return synthetic(data.shape, spacing, settings.synthesis, generator)
+    epoch, place = divmod(number, len(data.names))
+    pair = data.sample(_order(settings.seed, epoch, len(data.names))[place], generator)
+    pair = augmented(pair, settings.augmentation, generator)
+    return pair.padded(data.shape) if settings.batch > 1 else pair
+
+
+def measured(pair: Sample, field: torch.Tensor) -> dict[str, float]:
+    """Dice, TRE and folding of a displacement (3, I, J, K) in voxels, as far as the pair allows."""
+    found = {"ndv_percent": non_diffeomorphic_volume(field.numpy(), pair.fixed_valid.numpy())[1]}
+    if pair.fixed_labels is not None and pair.moving_labels is not None:
+        warped = sample(pair.moving_labels[None], displaced(field), "nearest")[0]
+        found["dice"] = mean_dice(label_overlap(pair.fixed_labels, warped, pair.moving_labels))
+    if pair.fixed_points is not None and pair.moving_points is not None:
+        places = pair.grid.to_voxel(pair.fixed_points)
+        moved = pair.grid.to_world(places + sample(field, places).T.double())
+        ended = moved @ torch.from_numpy(pair.linear[:3, :3]).T + torch.from_numpy(pair.linear[:3, 3])
+        found["tre_mm"] = float((ended - pair.moving_points).norm(dim=1).mean())
+    elif pair.truth is not None:
+        axes = torch.from_numpy(np.array(pair.grid.affine[:3, :3])).float()
+        found["tre_mm"] = float(torch.einsum("ab,bijk->aijk", axes, field - pair.truth).norm(dim=0).mean())
+    return found
+
+
+def _summary(rows: torch.Tensor, fabric: Fabric) -> dict[str, float]:
+    """Means over the pairs of all processes, and the error that the best network is chosen by."""
+    there = rows.isfinite()
+    sums = torch.stack([rows.nan_to_num(0, 0, 0).sum(0), there.double().sum(0)])
+    total, count = fabric.all_reduce(sums, reduce_op="sum").cpu()  # type: ignore[union-attr]
+    found = {name: float(t / c) for name, t, c in zip(METRICS, total, count, strict=True) if c}
+    error = 1 - found["dice"] if "dice" in found else found.get("tre_mm", found.get("loss", math.inf))
+    return {"error": error, **found}
+
+
+def picture(pair: Sample, field: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) in [0, 1]: fixed, moving and warped on the middle axial slice, and the grid that the moving one is
+    warped by; the patient's front is up, the right side on the left."""
+    places, middle = displaced(field), pair.fixed.shape[2] // 2
+    lines = ((torch.stack(torch.meshgrid(*map(torch.arange, field.shape[1:]), indexing="ij")) % 8) == 0)[:2].any(0)
+    warped = sample(torch.stack([pair.moving, lines.float()]), places)
+    panels = [volume[:, :, middle].flip(0, 1).T for volume in (pair.fixed, pair.moving, *warped)]
+    return torch.cat(panels, 1)[None].expand(3, -1, -1).clamp(0, 1)
+
+
+def _preprocessing(settings: Training) -> dict[str, Any]:
+    """In words and numbers what is done to images, for people who read the JSON file."""
+    return {
+        **asdict(settings.preprocessing),
+        "axes": "those of the fixed image, in the order and direction nearest to R, A, S",
+        "values": "cut to the window, or to the 1st and 99th percentile of the valid voxels, scaled to 0 and 1",
+        "padding": f"to multiples of {MULTIPLE} voxels on both sides, repeating what is nearest",
+    }
+
+
+def validation_words(numbers: dict[str, float], names: Sequence[str] = METRICS) -> str:
+    """The numbers of a validation in one line."""
+    return ", ".join(f"{name} {numbers[name]:.4g}" for name in names if name in numbers)

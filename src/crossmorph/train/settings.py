@@ -1,0 +1,150 @@
+"""Settings of the trainings of registration networks: what every system has, and what each adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crossmorph.errors import InputError
+from crossmorph.settings import Preprocessing
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training pair by known maps. All of them are 0 by default."""
+
+    turn_deg: float = 0.0
+    """Largest turn of the moving image about each axis."""
+
+    scale: float = 0.0
+    """Largest change of its size along each axis, as a share."""
+
+    shift_mm: float = 0.0
+    """Largest shift of it along each axis."""
+
+    bend_mm: float = 0.0
+    """Typical length of a smooth random displacement of it, with waves of about a quarter of the volume."""
+
+    contrast: float = 0.0
+    """Values v of each image become v^exp(c), c from a normal distribution of this deviation."""
+
+    noise: float = 0.0
+    """Deviation of noise at each voxel; images reach from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Generated pairs: random anatomies in random contrasts, with the exact displacement between them."""
+
+    shape: tuple[int, ...] = (64, 64, 64)
+    """Voxels along R, A, S where no pairs are given; else that of the pairs."""
+
+    labels: int = 12
+    """Structures of an anatomy."""
+
+    bend_mm: float = 6.0
+    """Typical length of the displacement."""
+
+    pairs: int = 100
+    """Pairs an epoch where no pairs are given."""
+
+    share: float = 0.0
+    """Share of the steps that see a generated pair in place of a given one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a registration network is trained."""
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """What is done to a pair before."""
+
+    augmentation: Augmentation = Augmentation()
+    """Random changes of the pairs."""
+
+    synthesis: Synthesis = Synthesis()
+    """Generated pairs."""
+
+    steps: int = 20_000
+    """Optimiser steps."""
+
+    batch: int = 1
+    """Pairs a step, over all processes together."""
+
+    rate: float = 1e-4
+    """Learning rate of Adam."""
+
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    """constant; cosine: down to 0 at the last step; poly: (1 - step / steps)^0.9."""
+
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 for no limit."""
+
+    average: float = 0.0
+    """Decay of a running mean of the weights (EMA), which is then what is validated and kept; 0 for none."""
+
+    precision: Literal["32", "bf16", "16"] = "32"
+    """Arithmetic of the convolutions; losses and displacements are always in 32 bits. 16 needs CUDA."""
+
+    checkpointing: bool = False
+    """Keep less memory for a longer backward pass."""
+
+    validate_every: int = 0
+    """Steps between validations; 0: an epoch."""
+
+    seed: int = 0
+    """Of every random choice."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            InputError: a value outside its range.
+        """
+        numbers = vars(self.augmentation) | {"clip": self.clip, "validate_every": self.validate_every}
+        rules = {
+            "steps and batch must be at least 1": min(self.steps, self.batch) >= 1,
+            "rate must be above 0": self.rate > 0,
+            "average must be at least 0 and below 1": 0 <= self.average < 1,
+            f"{', '.join(numbers)} must not be negative": min(numbers.values()) >= 0,
+            "synthesis.share must lie between 0 and 1": 0 <= self.synthesis.share <= 1,
+            "synthesis.shape must be three sizes from 16": len(self.synthesis.shape) == 3
+            and min(self.synthesis.shape) >= 16,
+            "synthesis.labels must be at least 2": self.synthesis.labels >= 2,
+            "synthesis.pairs must be at least 1": self.synthesis.pairs >= 1,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise InputError(f"training: {rule}; given {self}")
+
+
+@dataclass(frozen=True)
+class GradientGuidanceTraining(Training):
+    """Training of the dual branch of Xu et al. (ISBI 2021) and of what the paper compares it with."""
+
+    network: Literal["gated", "average", "vm", "vm-concat"] = "gated"
+    """Two branches fused by gates, or by their mean; one branch (VoxelMorph), alone or with gradient maps."""
+
+    version: Literal["text", "vm2", "vm1"] = "text"
+    """The U-Net of a branch: as the paper's words have it, or one of VoxelMorph's two."""
+
+    similarity: Literal["mind", "ssc"] = "mind"
+    """MIND of six neighbours (equation 4), or MIND-SSC."""
+
+    alpha: float = 0.5
+    """Weight of the similarity of the gradient maps."""
+
+    beta: float = 0.5
+    """Weight of the smoothness of the displacement of the gradient maps."""
+
+    gamma: float = 1.0
+    """Weight of the smoothness of the displacement."""
+
+    def check(self) -> None:
+        """As for ``Training``; weights must not be negative."""
+        super().check()
+        if min(self.alpha, self.beta, self.gamma) < 0:
+            raise InputError(f"training: alpha, beta and gamma must not be negative; given {self}")
+
+
+TRAININGS: dict[str, type[Training]] = {"gradient-guidance": GradientGuidanceTraining}

@@ -1,0 +1,115 @@
+"""Registration networks: their sizes, their start, what they compute; warping against slow references."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from crossmorph.networks.gated_fusion import GatedFusion
+from crossmorph.networks.voxelmorph import Version, VoxelMorph
+from crossmorph.networks.warp import warp
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=generator(seed))
+
+
+def size(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("version", "count"), [("text", 301_411), ("vm2", 300_547), ("vm1", 259_675)])
+def test_a_branch_has_as_many_parameters_as_published(version: Version, count: int) -> None:
+    assert size(VoxelMorph(2, version)) == count
+
+
+def test_gated_fusion_adds_999_parameters() -> None:
+    """6 x 6 x 27 + 6 of the gates, 6 x 3 + 3 of the bottleneck."""
+    assert size(GatedFusion()) == 978 + 21
+
+
+@pytest.mark.parametrize("version", ["text", "vm2", "vm1"])
+def test_displacements_are_tiny_at_the_start_and_as_large_as_the_volume(version: Version) -> None:
+    torch.manual_seed(0)
+    found = VoxelMorph(2, version)(random(2, 2, 32, 16, 16))
+    assert found.shape == (2, 3, 32, 16, 16)
+    assert found.dtype == torch.float32
+    assert 0 < float(found.detach().abs().max()) < 1e-2
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    network = VoxelMorph()
+    network(random(1, 2, 16, 16, 16)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_checkpointing_changes_nothing_but_the_memory() -> None:
+    gradients = []
+    for keep in (False, True):
+        torch.manual_seed(0)
+        network = VoxelMorph(2, "text", keep)
+        network(random(1, 2, 16, 16, 16)).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_fusion_begins_as_the_mean() -> None:
+    first, second = (torch.randn(1, 3, 6, 5, 4, generator=generator(s)) for s in (0, 1))
+    torch.testing.assert_close(GatedFusion()(first, second), (first + second) / 2)
+
+
+def test_fusion_is_what_the_paper_draws() -> None:
+    """Gates of all six channels by 3^3 taps with zeros outside; products; a matrix a voxel."""
+    torch.manual_seed(0)
+    fusion = GatedFusion()
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    first, second = (torch.randn(1, 3, 4, 3, 3, generator=generator(s)) for s in (0, 1))
+    found = fusion(first, second)[0].detach()
+    both = torch.cat([first, second], 1)[0]
+    gate, bias = fusion.gate.weight.detach(), fusion.gate.bias.detach()
+    mix = fusion.bottleneck.weight.detach()[:, :, 0, 0, 0]
+    for place in product(range(4), range(3), range(3)):
+        total = bias.clone()
+        for offset in product(range(3), repeat=3):
+            near = [p + o - 1 for p, o in zip(place, offset, strict=True)]
+            if all(0 <= n < s for n, s in zip(near, (4, 3, 3), strict=True)):
+                total += gate[:, :, offset[0], offset[1], offset[2]] @ both[:, near[0], near[1], near[2]]
+        here = both[:, place[0], place[1], place[2]]
+        expected = mix @ (torch.sigmoid(total) * here) + fusion.bottleneck.bias.detach()
+        torch.testing.assert_close(found[:, place[0], place[1], place[2]], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_warping_takes_the_value_at_p_plus_u_along_the_arrays_axes() -> None:
+    volume = random(1, 1, 6, 7, 8)
+    field = torch.zeros(1, 3, 6, 7, 8)
+    field[:, 0], field[:, 1], field[:, 2] = 1, 2, -3
+    found = warp(volume, field)
+    torch.testing.assert_close(found[0, 0, :5, :5, 3:], volume[0, 0, 1:, 2:, :5])
+
+
+def test_beyond_the_border_the_border_holds() -> None:
+    volume = random(1, 1, 5, 5, 5)
+    field = torch.zeros(1, 3, 5, 5, 5)
+    field[:, 0] = 9
+    torch.testing.assert_close(warp(volume, field), volume[:, :, -1:].expand(-1, -1, 5, -1, -1))
+
+
+def test_warping_is_differentiable_in_both() -> None:
+    volume = random(2, 1, 4, 4, 4).double()
+    field = (0.3 * torch.randn(2, 3, 4, 4, 4, generator=generator())).float()
+    volume, field = volume.float().requires_grad_(), field.requires_grad_()
+    warp(volume, field).square().sum().backward()
+    step = 1e-3
+    for index in ((0, 0, 1, 2, 1), (1, 2, 2, 1, 2)):
+        shifted = field.detach().clone()
+        shifted[index] += step
+        with torch.no_grad():
+            change = warp(volume, shifted).square().sum() - warp(volume, field).square().sum()
+        assert float(change / step) == pytest.approx(float(field.grad[index]), rel=0.05, abs=5e-3)
+    assert volume.grad.abs().sum() > 0
