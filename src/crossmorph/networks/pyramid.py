@@ -1,8 +1,8 @@
 """The encoder-only pyramid of next-gen-nn (Zhang et al., Learn2Reg 2024, task LUMIR) and its cascade.
 
 Three convolutions at full resolution see each image by itself. Five levels of their features, each half of the
-one before with no convolution between, are compared from coarse to fine: three convolutions a level look at sum and
-difference of the fixed and the warped moving features and give a velocity, whose flow joins the displacement.
+one before with no convolution between, are compared from coarse to fine: three convolutions a level look at sum
+and difference of the fixed and the warped moving features and give a velocity, whose flow joins the displacement.
 """
 
 from __future__ import annotations
@@ -54,19 +54,18 @@ class Layer(nn.Module):
 
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One kernel and bias for all branches."""
-        width = max(int(branch.weight.shape[2]) for branch in self.branches)
-        kernels = [
-            F.pad(branch.weight, (((width - branch.weight.shape[2]) // 2),) * 6)  # type: ignore[arg-type]
-            for branch in self.branches
-        ]
-        return torch.stack(kernels).sum(0), torch.stack([b.bias for b in self.branches]).sum(0)  # type: ignore[misc]
+        kernels: list[torch.Tensor] = [branch.get_parameter("weight") for branch in self.branches]
+        biases: list[torch.Tensor] = [branch.get_parameter("bias") for branch in self.branches]
+        width = max(kernel.shape[2] for kernel in kernels)
+        wide = [F.pad(kernel, ((width - kernel.shape[2]) // 2,) * 6) for kernel in kernels]
+        return torch.stack(wide).sum(0), torch.stack(biases).sum(0)
 
 
 class CoAttention(nn.Module):
     """Features of each image take up those of all places of the other that they match (after Chen et al. 2021).
 
-    CAR-Net's paper gives no details: here one matrix of scaled products serves both directions, and a learnt factor,
-    0 at the start, says how much is taken up. Memory grows with the square of the number of voxels.
+    CAR-Net's paper gives no details: here one matrix of scaled products serves both directions, and a learnt
+    factor, 0 at the start, says how much is taken up. Memory grows with the square of the number of voxels.
     """
 
     def __init__(self, channels: int) -> None:

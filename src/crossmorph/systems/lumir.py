@@ -29,8 +29,8 @@ def network(settings: LumirTraining) -> nn.Module:
 def loss(outputs: dict[str, torch.Tensor], batch: Batch, settings: LumirTraining) -> torch.Tensor:
     """Equation 1: sum over the levels i of 2^-i (1 - NCC_i + smoothness R(v_i)).
 
-    NCC is local and squared over 9^3 windows, as in the released code; the paper's equation 2 is the global form. R
-    is the mean of squared forward differences of the velocity. Only voxels that both images see count; when
+    NCC is local and squared over 9^3 windows, as in the released code; the paper's equation 2 is the global form.
+    R is the mean of squared forward differences of the velocity. Only voxels that both images see count; when
     reproducing, all do, and windows are filled up with zeros outside.
     """
     total = outputs["displacement"].new_zeros(())

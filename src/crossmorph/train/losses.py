@@ -52,7 +52,8 @@ def window_sums(volumes: torch.Tensor) -> torch.Tensor:
     """Sums over 9^3 windows of (N, 1, I, J, K), zeros outside, one axis after the other."""
     for axis in range(3):
         width = [WINDOW if a == axis else 1 for a in range(3)]
-        volumes = F.avg_pool3d(volumes, width, 1, [n // 2 for n in width], divisor_override=1)
+        pad = [n // 2 for n in reversed(width) for _ in range(2)]
+        volumes = F.avg_pool3d(F.pad(volumes, pad), width, 1, divisor_override=1)
     return volumes
 
 
