@@ -17,6 +17,7 @@ from crossmorph.settings import (
     GradientGuidance,
     Learned,
     Linear,
+    Lumir,
     Mcbo,
     Preprocessing,
     Refinement,
@@ -26,7 +27,7 @@ from crossmorph.settings import (
     presets,
     to_dict,
 )
-from crossmorph.train.settings import Augmentation, GradientGuidanceTraining, Synthesis, Training
+from crossmorph.train.settings import Augmentation, GradientGuidanceTraining, LumirTraining, Synthesis, Training
 
 
 def write(folder: Path, text: str) -> Path:
@@ -210,23 +211,28 @@ def test_the_page_of_the_linear_stage_names_every_setting_with_its_default() -> 
     assert told == {key: str(value).removesuffix(".0") for key, value in to_dict(Linear()).items()}
 
 
-def test_the_pages_of_learning_name_every_setting() -> None:
+@pytest.mark.parametrize(
+    ("page", "training", "use"),
+    [("gradient-guidance.md", GradientGuidanceTraining, GradientGuidance), ("lumir.md", LumirTraining, Lumir)],
+)
+def test_the_pages_of_learning_name_every_setting(page: str, training: type[Training], use: type[Learned]) -> None:
     """With the defaults where a row has one number; a row may name several keys of one table."""
     docs = Path(__file__).parent.parent / "docs"
     told: dict[str, str] = {}
-    for page in ("learning.md", "gradient-guidance.md"):
-        for line in (docs / page).read_text().split("## Settings")[1].split("\n## ")[0].splitlines():
+    for name in ("learning.md", page):
+        for line in (docs / name).read_text().split("## Settings")[1].split("\n## ")[0].splitlines():
             cells = [cell.strip() for cell in line.split("|")[1:-1]]
             if len(cells) > 2 and cells[0].startswith("`"):
                 group = cells[0].strip("`").rpartition(".")[0].split("`")[0]
                 for key in re.findall(r"`([\w.]+)`", cells[0]):
                     told[key if "." in key or not group else f"{group}.{key}"] = cells[-2]
-    for key, value in to_dict(GradientGuidanceTraining()).items():
+    for key, value in to_dict(training()).items():
         for name, default in value.items() if isinstance(value, dict) else [("", value)]:
             row = told.pop(f"{key}.{name}".strip("."))
-            if type(default) in (int, float) and "," not in row:
+            own = key in vars(Training()) and default != vars(Training())[key]  # told in words
+            if type(default) in (int, float) and "," not in row and not own:
                 assert float(row) == default, (key, name)
-    for key in to_dict(GradientGuidance()):
+    for key in to_dict(use()):
         told.pop(key)
     assert not told
 
@@ -234,7 +240,7 @@ def test_the_pages_of_learning_name_every_setting() -> None:
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
     source = "".join(Path(PRESETS.parent / name).read_text() for name in ("settings.py", "train/settings.py"))
-    learning = (Learned, Preprocessing, Training, GradientGuidanceTraining, Augmentation, Synthesis)
+    learning = (Learned, Preprocessing, Training, GradientGuidanceTraining, LumirTraining, Augmentation, Synthesis)
     for kind in (Mcbo, Descriptor, Refinement, Linear, *learning):
         inherited = {
             f.name for base in kind.__bases__ if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)

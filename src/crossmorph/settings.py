@@ -188,6 +188,11 @@ class GradientGuidance(Learned):
     """Two U-Nets, of the images and of their gradient maps, fused by gates (Xu et al. 2021)."""
 
 
+@dataclass(frozen=True)
+class Lumir(Learned):
+    """The encoder-only pyramid and its cascade, for pairs of one modality (Zhang et al. 2024)."""
+
+
 Settings = Mcbo | Learned
 """What a registration can be told."""
 
@@ -195,6 +200,7 @@ SYSTEMS: dict[str, type[Mcbo] | type[Learned]] = {
     "mcbo": Mcbo,
     "disa": Disa,
     "gradient-guidance": GradientGuidance,
+    "lumir": Lumir,
 }
 
 

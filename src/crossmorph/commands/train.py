@@ -232,12 +232,23 @@ class TrainGradientGuidance(TrainPairs):
 
 
 @dataclass(frozen=True)
+class TrainLumir(TrainPairs):
+    """Train the encoder-only pyramid (Zhang et al. 2024) on pairs of one modality; presets name its variants.
+
+    The folder gets what that of gradient-guidance gets, and goes on with --resume like it.
+    """
+
+    system: ClassVar[str] = "lumir"
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a network on your own volumes."""
 
     what: OmitSubcommandPrefixes[
         Annotated[TrainDisa, subcommand("disa")]
         | Annotated[TrainGradientGuidance, subcommand("gradient-guidance")]
+        | Annotated[TrainLumir, subcommand("lumir")]
     ]
     """What to train."""
 

@@ -21,14 +21,17 @@ from crossmorph.preprocess import MIN_VOXELS, foreground, normalised, onto
 from crossmorph.record import Journal
 from crossmorph.settings import Learned, Preprocessing, Refinement, from_dict
 from crossmorph.space import Grid
-from crossmorph.systems import gradient_guidance
+from crossmorph.systems import gradient_guidance, lumir
 from crossmorph.systems.mcbo import refined_on_pair
 from crossmorph.systems.volume import Volume
 from crossmorph.train.checkpoint import described, load_weights
 from crossmorph.train.settings import TRAININGS, Training
 from crossmorph.transform import Affine
 
-NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"gradient-guidance": gradient_guidance.network}
+NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
+    "gradient-guidance": gradient_guidance.network,
+    "lumir": lumir.network,
+}
 """By system: the network of a training's settings. It maps fixed and moving (N, 1, I, J, K) to tensors by name, of
 which ``displacement`` (N, 3, I, J, K) float32 is in voxels along i, j, k, from fixed to moving."""
 

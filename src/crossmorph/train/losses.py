@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.describe.mind import mind, mind_ssc, mind_ssc_reference
 from crossmorph.networks.warp import warp
@@ -41,3 +42,46 @@ def mind_difference(
 def roughness(fields: torch.Tensor) -> torch.Tensor:
     """Mean of squared forward differences over the three axes, the voxels and the components."""
     return torch.stack([diffusion(field) for field in fields]).mean() / 3
+
+
+WINDOW = 9
+"""Width in voxels of the windows of the local correlation."""
+
+
+def window_sums(volumes: torch.Tensor) -> torch.Tensor:
+    """Sums over 9^3 windows of (N, 1, I, J, K), zeros outside, one axis after the other."""
+    for axis in range(3):
+        width = [WINDOW if a == axis else 1 for a in range(3)]
+        pad = [n // 2 for n in reversed(width) for _ in range(2)]
+        volumes = F.avg_pool3d(F.pad(volumes, pad), width, 1, divisor_override=1)
+    return volumes
+
+
+def local_correlation(
+    first: torch.Tensor, second: torch.Tensor, where: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared local correlation over 9^3 windows: c^2 / (v v' + 1e-5), sums of products about the means.
+
+    Args:
+        first, second: (N, 1, I, J, K) of order one.
+        where: (N, 1, I, J, K) bool: what windows sum over, and the mean is taken of. None: everything, and zeros
+            outside that count as voxels (published).
+    """
+    weight = torch.ones_like(first) if where is None else where.to(first)
+    count = WINDOW**3 if where is None else window_sums(weight).clamp_min(1)
+    a, b = first * weight, second * weight
+    sums = window_sums(a), window_sums(b)
+    cross = window_sums(a * b) - sums[0] * sums[1] / count
+    variances = [(window_sums(v * v) - s * s / count).clamp_min(0) for v, s in zip((a, b), sums, strict=True)]
+    squared = cross**2 / (variances[0] * variances[1] + 1e-5)
+    return (squared * weight).sum() / weight.sum().clamp_min(1)
+
+
+def softened(volumes: torch.Tensor) -> torch.Tensor:
+    """(N, 1, I, J, K) under a Gaussian of deviation 1 with five taps along each axis, zeros outside."""
+    taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=volumes.device) ** 2)
+    taps = taps / taps.sum()
+    for axis in range(3):
+        shape = [5 if a == axis else 1 for a in range(3)]
+        volumes = F.conv3d(volumes, taps.view(1, 1, *shape), padding=[n // 2 for n in shape])
+    return volumes

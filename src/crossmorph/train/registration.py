@@ -18,7 +18,7 @@ from crossmorph.evaluate.regularity import non_diffeomorphic_volume
 from crossmorph.networks.voxelmorph import MULTIPLE
 from crossmorph.optimise.terms import displaced
 from crossmorph.resample import sample
-from crossmorph.systems import gradient_guidance
+from crossmorph.systems import gradient_guidance, lumir
 from crossmorph.systems.learned import NETWORKS
 from crossmorph.train.augment import augmented, synthetic
 from crossmorph.train.loop import Task, fit
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[dict[str, torch.Tensor], Batch, Any], torch.Tensor]
 
-LOSSES: dict[str, Loss] = {"gradient-guidance": gradient_guidance.loss}
+LOSSES: dict[str, Loss] = {"gradient-guidance": gradient_guidance.loss, "lumir": lumir.loss}
 """By system: the loss of a network's outputs on a batch under a training's settings."""
 
 METRICS = ("loss", "dice", "tre_mm", "ndv_percent")
@@ -105,7 +105,7 @@ def train_registration(
     plain = {"settings": asdict(settings), "train": data.names, "validation": data.validation_names}
     task = Task(
         network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=settings.rate),
+        optimizer=torch.optim.Adam(network.parameters(), lr=settings.rate, amsgrad=settings.amsgrad),
         rate=lambda step: rate_at(step, settings),
         loss=batch_loss,
         validate=validate,

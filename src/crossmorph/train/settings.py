@@ -74,6 +74,9 @@ class Training:
     rate: float = 1e-4
     """Learning rate of Adam."""
 
+    amsgrad: bool = False
+    """Adam's variant that never forgets a large gradient."""
+
     schedule: Literal["constant", "cosine", "poly"] = "constant"
     """constant; cosine: down to 0 at the last step; poly: (1 - step / steps)^0.9."""
 
@@ -147,4 +150,58 @@ class GradientGuidanceTraining(Training):
             raise InputError(f"training: alpha, beta and gamma must not be negative; given {self}")
 
 
-TRAININGS: dict[str, type[Training]] = {"gradient-guidance": GradientGuidanceTraining}
+@dataclass(frozen=True)
+class LumirTraining(Training):
+    """Training of the encoder-only pyramid of Zhang et al. (Learn2Reg 2024, LUMIR) and its variants."""
+
+    rate: float = 4e-4
+    """Learning rate of Adam."""
+
+    amsgrad: bool = True
+    """Adam's variant that never forgets a large gradient."""
+
+    schedule: Literal["constant", "cosine", "poly"] = "poly"
+    """As for all trainings."""
+
+    channels: int = 32
+    """Of the features: 16, 32, 36 or 64 in the paper; even."""
+
+    cascade: Literal["add", "compose"] = "compose"
+    """How levels are joined: displacements added (LC-1), or composed (LC-2)."""
+
+    head_width: Literal[27, 216] = 27
+    """Channels before the last convolution of a level."""
+
+    large_kernel: int = 0
+    """Width of large kernels beside those of 3^3 in the encoder, odd; 0 for none (LK: 5)."""
+
+    attention: bool = False
+    """Co-attention at the coarsest level (CA)."""
+
+    bilateral: Literal["none", "fixed", "trained"] = "none"
+    """Filter of the displacement guided by the fixed image (BF), its deviations fixed or trained."""
+
+    smoothness: float = 6.0
+    """Weight of the squared gradient of the velocities."""
+
+    reproduce: bool = False
+    """Do as the released code does: zeros outside, coarse displacements times 2, no masks in the loss."""
+
+    def check(self) -> None:
+        """As for ``Training``; also the shape of the network."""
+        super().check()
+        rules = {
+            "channels must be even, from 2": self.channels >= 2 and self.channels % 2 == 0,
+            "large_kernel must be 0 or odd, from 5": self.large_kernel == 0
+            or (self.large_kernel >= 5 and self.large_kernel % 2 == 1),
+            "smoothness must not be negative": self.smoothness >= 0,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise InputError(f"training: {rule}; given {self}")
+
+
+TRAININGS: dict[str, type[Training]] = {
+    "gradient-guidance": GradientGuidanceTraining,
+    "lumir": LumirTraining,
+}
