@@ -14,7 +14,7 @@ from crossmorph import registration
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.phantom import make_pair
-from crossmorph.registration import MAX_FIELD_VOXELS, _displacement, register
+from crossmorph.registration import MAX_FIELD_VOXELS, faded_field, register
 from crossmorph.result import Result
 from crossmorph.settings import Linear, Mcbo, Refinement
 from crossmorph.space import Grid
@@ -367,14 +367,14 @@ def test_cells_become_millimetres_in_the_world() -> None:
     grid = tilted_grid((12, 12, 12), (2.0, 2.0, 2.0), shear=0.0)
     cells = torch.zeros(3, 4, 4, 4)
     cells[1] = 1.0
-    field = _displacement(cells, grid)
+    field = faded_field(cells, grid)
     np.testing.assert_allclose(field(grid.center[None]) - grid.center, 6.0 * grid.direction[:, 1][None], atol=1e-4)
 
 
 def test_a_large_field_is_kept_coarse_enough_for_a_small_file() -> None:
     grid = Grid.from_spacing((150, 150, 150), 1.0)
     points = world(grid.pooled(1)).movedim(-1, 0).float()
-    field = _displacement(torch.sin(points / 20) * 5, grid)
+    field = faded_field(torch.sin(points / 20) * 5, grid)
     assert np.prod(field.grid.shape) <= MAX_FIELD_VOXELS * 1.05
     inside = torch.rand(500, 3, generator=torch.manual_seed(0)).double() * 120 - 60
     expected = 5 * torch.sin(inside / 20)
