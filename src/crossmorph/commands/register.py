@@ -194,11 +194,13 @@ class Register:
         """The settings with what --weights and --refine say."""
         from crossmorph.settings import Learned
 
-        chosen: dict[str, str | int] = {"weights": str(self.weights)} if self.weights else {}
-        chosen |= {"refine": self.refine} if self.refine is not None else {}
-        if chosen and not isinstance(settings, Learned):
-            raise InputError(f"--{next(iter(chosen))} is for trained networks; {self.system} is none")
-        return replace(settings, **chosen)  # type: ignore[arg-type]
+        if isinstance(settings, Learned):
+            refine = settings.refine if self.refine is None else self.refine
+            return replace(settings, weights=str(self.weights or settings.weights), refine=refine)
+        if self.weights or self.refine is not None:
+            option = "weights" if self.weights else "refine"
+            raise InputError(f"--{option} is for trained networks; {self.system} is none")
+        return settings
 
     def _report(self, result: Result) -> None:
         from rich.console import Console

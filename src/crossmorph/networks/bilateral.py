@@ -32,7 +32,7 @@ class Bilateral(nn.Module):
 
     def forward(self, field: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """(N, C, I, J, K) and (N, 1, I, J, K) -> (N, C, I, J, K) float32; no gradient to the guide."""
-        found: torch.Tensor = _Filter.apply(  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _Filter.apply(  # type: ignore[no-untyped-call]  # torch has no types for apply
             field.float(), guide.detach().float(), self.logs.exp()
         )
         return found

@@ -228,7 +228,7 @@ def _step(task: Task, model: Any, optimizer: Any, state: _State, folder: Path, f
     model.train()
     task.optimizer.zero_grad(set_to_none=True)
     loss = task.loss(model, state.generator, state.step)
-    value = float(fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]
+    value = float(fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]  # a tensor stays one
     state.first = value if math.isnan(state.first) else state.first
     if not math.isfinite(value) or abs(value) > EXPLODED * (1 + abs(state.first)):
         raise _broken(f"the loss became {value:g} at step {state.step + 1}", task, folder, state)

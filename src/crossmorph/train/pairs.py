@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def load_data(table: Path, settings: Preprocessing, cache: Path, progress: Repor
         tuple(row.name for row in seen),
         tuple(row.name for row in held),
         lambda index, generator: _load_pair(seen[index], paths),
-        tuple(lambda row=row: _load_pair(row, paths) for row in held),  # type: ignore[misc]
+        tuple(partial(_load_pair, row, paths) for row in held),
         shape,
     )
 
