@@ -1,7 +1,8 @@
 """DICOM series, by pydicom.
 
-A series is all files of a folder with one SeriesInstanceUID; a file stands for its series in its folder. An enhanced
-file holds many slices (frames), each with its own place and scale in the functional groups. Slices are sorted by where they lie, and whatever is wrong with them is said: missing slices, irregular distances, several
+A series is all files of a folder with one SeriesInstanceUID; a file stands for its series in its folder. An
+enhanced file holds many slices (frames), each with its own place and scale in the functional groups. Slices are
+sorted by where they lie, and whatever is wrong with them is said: missing slices, irregular distances, several
 series or orientations are refused, a tilted gantry becomes shear, repeated files are left out.
 """
 
@@ -303,7 +304,7 @@ def _values(frames: list[list[Any]]) -> tuple[NDArray[Any], np.dtype[Any]]:
 
 def _pixels(file: Path, head: Any) -> tuple[NDArray[Any], float, float]:
     """(rows, columns) as stored, with slope and intercept; MONOCHROME1 is turned into MONOCHROME2."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     try:
         pixels = np.asarray(pixel_array(file, index=getattr(head, "frame", None)), np.float32)
