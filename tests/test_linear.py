@@ -272,6 +272,30 @@ def test_a_known_map_is_recovered(model: Model, kind: str) -> None:
     assert np.linalg.norm(error, axis=1).mean() < 0.15
 
 
+def test_two_problems_tell_together_what_neither_tells_alone() -> None:
+    """Stripes across the first axis leave the other two open, and those across the others leave the first."""
+    shift = np.array([2.0, -1.5, 1.0])
+    everywhere = torch.ones(GRID.shape, dtype=torch.bool)
+
+    def stripes(axes: list[int], by: np.ndarray) -> torch.Tensor:
+        waves = np.sin((LATTICE - by)[:, axes] / 4).sum(1)
+        return torch.from_numpy(waves).float().reshape(*GRID.shape, 1)
+
+    def problem(axes: list[int]) -> Problem:
+        similarity = squared_difference(stripes(axes, np.zeros(3)), BODY.float(), 4.0)
+        moving = stripes(axes, shift)
+        return Problem(similarity, moving, everywhere, GRID.inverse_affine, GRID.affine, BODY, 0.5)
+
+    first, second = problem([0]), problem([1, 2])
+    for problems, known in (
+        ([first], [True, False, False]),
+        ([second], [False, True, True]),
+        ([first, second], [True] * 3),
+    ):
+        found = fit(problems, "translation").matrix[:3, 3]
+        np.testing.assert_allclose(found, shift * known, atol=0.1)
+
+
 def test_nothing_to_follow_leaves_everything_where_it_is() -> None:
     flat = torch.full((*GRID.shape, 1), 0.5)
     everywhere = torch.ones(GRID.shape, dtype=torch.bool)
