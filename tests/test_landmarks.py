@@ -225,9 +225,8 @@ def test_a_wrong_landmark_is_found_by_the_runs_that_do_not_know_it() -> None:
     told = result.record["choices"]
     assert told["landmarks held out"]["folds"] == 3
     errors = np.array(told["landmarks held out"]["errors_mm"])
-    assert np.argmax(errors) == 4
-    assert errors[4] > 7
-    assert np.delete(errors, 4).max() < 4
+    assert errors[4] == pytest.approx(10, abs=1.5)
+    assert errors[[1, 7]].max() < 1.5  # of the same fold, in the run that does not know the wrong one either
     assert told["landmarks"]["after_mm"][4] < errors[4] - 3
     rows = fitted_landmarks(result.record)
     assert rows is not None
