@@ -77,6 +77,20 @@ def test_each_moving_image_and_each_level_is_counted() -> None:
     assert full["refine 1"] - halved["refine 1"] == pytest.approx(2 * 24 * 96**3, rel=0.01)  # 1.5 times finer
 
 
+def test_a_channel_is_counted_with_its_own_fixed_image_and_descriptors() -> None:
+    one, other = blank(64, 64, 64), blank(64, 64, 64)
+    wide = (Descriptor("macmind"),)
+    plans = [
+        of(one, one, one),
+        [*of(one, one), Channel(other, one)],
+        [*of(one, one), Channel(other, one, 1.0, wide)],
+    ]
+    shared, own, described = (stage_bytes(pairs, DEFAULT, Economy()) for pairs in plans)
+    blocks = 96**3 * (1 / 2**3 + 1 / 4**3 + 1 / 6**3)  # cells of all levels; 1.5 times finer than the images
+    assert own["refine 1"] - shared["refine 1"] == pytest.approx(5 * 64**3 + 10 * 96**3 + 48 * blocks, rel=0.01)
+    assert described["descriptors"] - own["descriptors"] > 2 * 4 * (288 - 12) * blocks
+
+
 def test_without_the_deformable_stage_only_images_are_held() -> None:
     pairs = of(blank(64, 64, 64), blank(64, 64, 64))
     assert set(stage_bytes(pairs, DEFAULT, Economy(), deformable=False)) == {"read", "judge", "write"}

@@ -252,7 +252,7 @@ def _weighted_sum(
     for level, weight in zip(settings.levels, settings.weights, strict=True):
         fields = []
         for n in range(len(_groups(levels[level], settings))):
-            own = {level: _groups(pairs, settings)[n] for level, pairs in levels.items()}
+            own = {size: _groups(pairs, settings)[n] for size, pairs in levels.items()}
             with journal.stage(f"search level {level}"):
                 field = search(own[level], level, settings, economy=economy)
                 field = _in_voxels(field, level, shape, settings)
