@@ -376,6 +376,8 @@ def test_the_command_shows_a_plan_and_what_a_limit_changes(
     assert "to fit into memory" in capsys.readouterr().out
     assert main([*words, "--memory", "100MiB"]) == 2
     assert "too little" in capsys.readouterr().err
+    assert main([*words, "--json", "--channel", *words[1:3], "0.5", "disa"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory_gib"] > free["memory_gib"]
 
 
 @pytest.mark.parametrize("name", typing.get_args(DescriptorName))
