@@ -96,7 +96,7 @@ linears = st.builds(
         spacing_mm=st.floats(0, 10),
         levels=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
         refine=st.lists(stages, max_size=3).map(tuple),
-        fusion=st.sampled_from(["mean", "magnitude", "signed"]),
+        fusion=st.sampled_from(["cost", "magnitude", "signed"]),
         balanced=st.booleans(),
     )
 )
@@ -128,7 +128,7 @@ def test_a_file_replaces_only_what_it_names(tmp_path: Path) -> None:
         ("spacing_mm = -1", "spacing_mm must be at least 0, not -1.0"),
         ("spacing_mm = nan", "spacing_mm must be finite"),
         ("spacing_mm = inf", "spacing_mm must be finite"),
-        ("fusion = 'max'", "fusion must be one of mean, magnitude, signed, not 'max'"),
+        ("fusion = 'max'", "fusion must be one of cost, magnitude, signed, not 'max'"),
         ("levels = [4, 2]\nweights = [1.0]", "weights must be empty or one number a level"),
         ("smoothing = 4", "smoothing must be 0 or an odd width"),
         ("refine = [3]", "refine must be a table, not 3"),
