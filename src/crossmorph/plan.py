@@ -28,6 +28,9 @@ GIB = 2.0**30
 CHANNELS = {"mind": 12, "msssc": 18, "macmind": 288, "disa": 18}
 """Numbers a voxel of a descriptor; the two that make DISA's dot product a difference are counted."""
 
+OWN = 16
+"""The same of a function that the caller brings along, which tells its number only when it is called."""
+
 LANES = 16
 """Refinements pad the numbers of a descriptor to a multiple of this."""
 
@@ -136,7 +139,7 @@ def _deformable(images: Sequence[Image], settings: Mcbo, economy: Economy) -> di
     """Bytes on top of images and program in the stages of ``mcbo``."""
     grid = grid_of(images[0].grid, [image.grid for image in images[1:]], settings)
     voxels, count = _voxels(grid), len(images)
-    features = sum(4 * CHANNELS[descriptor.name] for descriptor in settings.describe)
+    features = 4 * sum(OWN if callable(d.name) else CHANNELS[d.name] for d in settings.describe)
     drawn = count * voxels * (3 if settings.reproduce else 10)
     largest = max(_voxels(image.grid) for image in images)
     stages: dict[str, float] = {"draw": drawn + (0 if settings.reproduce else 16 * max(largest, voxels))}
