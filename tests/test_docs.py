@@ -1,8 +1,10 @@
 """What the pages promise must be there."""
 
 import ast
+import dataclasses
 import re
 import tomllib
+import typing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import crossmorph
+from crossmorph import cli
 from crossmorph.evaluate import evaluate
 from crossmorph.image import Image, Labels
 from crossmorph.points import Points
@@ -89,12 +92,26 @@ def test_drawings_are_pictures() -> None:
         assert ElementTree.parse(drawing).getroot().tag.endswith("svg")
 
 
-def test_readme_names_only_commands_that_exist() -> None:
-    fenced = "".join(re.findall(r"^```.*?^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL))
-    named = set(re.findall(r"^crossmorph ([a-z0-9]+)", fenced, re.MULTILINE))
-    assert named
-    for command in named:
-        assert (ROOT / "src" / "crossmorph" / "commands" / f"{command}.py").is_file()
+def options_of(kind: type) -> set[str]:
+    """Of a command, those of its subcommands included."""
+    found = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        found.add(name.replace("_", "-"))
+        for inner in typing.get_args(hint):
+            found |= options_of(inner) if dataclasses.is_dataclass(inner) else set()
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_only_commands_and_options_that_exist(page: Path) -> None:
+    choices = [typing.get_args(choice)[:2] for choice in typing.get_args(cli.Command)]
+    commands = {told.name: kind for kind, told in choices}
+    text = page.read_text().replace("\\\n", " ")
+    code = [*FENCED.findall(text), *re.findall(r"^ {4}.*", text, re.MULTILINE), *re.findall(r"`[^`\n]+`", text)]
+    for command, words in re.findall(r"^[ `]*crossmorph ([a-z0-9]+)([^`\n#]*)", "\n".join(code), re.MULTILINE):
+        assert command in commands, f"crossmorph {command}{words}"
+        options = {word.removeprefix("no-") for word in re.findall(r" --([a-z][a-z-]*)", words)}
+        assert options <= options_of(commands[command]) | {"help"}, f"crossmorph {command}{words}"
 
 
 def test_pins_cover_what_is_asked_for() -> None:

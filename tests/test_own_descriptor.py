@@ -74,7 +74,5 @@ def test_the_record_names_it() -> None:
 
 
 def test_a_name_that_is_none_is_refused_before_the_run() -> None:
-    with pytest.raises(
-        InputError, match="describe: name must be one of mind, .*, disa, or a function"
-    ):
+    with pytest.raises(InputError, match=r"describe: name must be one of mind, .*, disa, or a function"):
         check(Mcbo(describe=(Descriptor("mnid"),)))  # type: ignore[arg-type]

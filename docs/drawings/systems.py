@@ -46,7 +46,7 @@ def coronal(image: cm.Image, fixed: cm.Image) -> np.ndarray:
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / f"{name}.png", dpi=100)
+    figure.savefig(HERE / f"{name}.png", dpi=90)
 
 
 def error_mm(transform: Transform, pair: PhantomPair) -> float:
@@ -65,10 +65,10 @@ def linear(pair: PhantomPair) -> None:
         for model in ("rigid", "affine")
     }
     choices = runs["rigid"].record["choices"]
-    start = next(entry for entry in choices["starts"] if entry["name"] == choices["start"]["from"])
+    start = next(entry for entry in choices["starts"] if entry["start"] == choices["start"]["from"])
     poses = {
         "header": Affine.identity(),
-        f"start: {start['name']}": Affine(np.array(start["matrix"])),
+        f"start: {start['start']}": Affine(np.array(start["matrix"])),
         "rigid": runs["rigid"].linear,
         "affine": runs["affine"].linear,
     }
@@ -86,7 +86,7 @@ def mcbo(pair: PhantomPair) -> None:
     affine = cm.register(pair.fixed, pair.moving, deformable=False).linear
     given = replace(settings, linear=Linear("none"))
     steps: dict[str, Transform] = {"linear stage": affine}
-    for count, name in enumerate(("search", "refine 1", "refine 2", "refine 3")):
+    for count, name in enumerate(("search, refine 1", "refine 2", "refine 3"), start=1):
         stages = settings.refine[:count]
         result = cm.register(pair.fixed, pair.moving, initial=affine, settings=replace(given, refine=stages))
         steps[name] = result.transform
@@ -97,12 +97,13 @@ def mcbo(pair: PhantomPair) -> None:
     places = plane.grid.to_world(voxels.astype(float)).reshape(-1, 3)
     truth = pair.motion.to_moving(places)
     body = plane.show(replace(pair.fixed, data=foreground(pair.fixed)[None].float()))[0] > 0.5
-    for axis, (name, transform) in zip(axes[1], steps.items(), strict=True):
+    axes[1, -1].set_axis_off()
+    for axis, (name, transform) in zip(axes[1], steps.items(), strict=False):
         off = np.linalg.norm(transform(places) - truth, axis=1).reshape(plane.grid.shape)
         picture = np.where(body, plane.flat(torch.from_numpy(off)), np.nan)
         title = f"{name}\n{error_mm(transform, pair):.2f} mm"
         drawn = show(axis, picture, title, cmap="cividis", vmin=0, vmax=8)
-    figure.colorbar(drawn, ax=axes[1], label="error, mm", fraction=0.02)
+    figure.colorbar(drawn, ax=axes[1, -1], label="error, mm", location="left", fraction=0.1)
     save(figure, "mcbo")
 
 

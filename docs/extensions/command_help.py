@@ -2,7 +2,7 @@
 
 import io
 import os
-import re
+import textwrap
 import typing
 from contextlib import redirect_stdout, suppress
 from unittest import mock
@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from crossmorph.cli import Command, main
 from crossmorph.commands.train import Train
 
-WIDTH = 92
+WIDTH = 88
 
 
 def names(union: typing.Any) -> list[str]:
@@ -23,14 +23,13 @@ def names(union: typing.Any) -> list[str]:
 
 
 def help_text(*words: str) -> str:
-    """What `--help` prints, without colours and frames."""
+    """What `--help` prints, in plain letters; long lines of the description are broken."""
     printed = io.StringIO()
     plain = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
     with mock.patch.dict(os.environ, plain), redirect_stdout(printed), suppress(SystemExit):
         main([*words, "--help"])
-    text = re.sub(r"^╭─+ (.*?) ─*╮$", r"\1:", printed.getvalue(), flags=re.MULTILINE)
-    text = re.sub(r"^╰─*╯$", "", text, flags=re.MULTILINE)
-    return re.sub(r"^│(.*?) *│$", r" \1", text, flags=re.MULTILINE).strip() + "\n"
+    lines = [textwrap.fill(line, WIDTH) if line[:1].strip() else line for line in printed.getvalue().splitlines()]
+    return "\n".join(lines).strip() + "\n"
 
 
 class CommandHelp(Directive):
