@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scene import QUICK, errors, pair
 
 from crossmorph.describe.macmind import msssc
 from crossmorph.describe.own import own_features
 from crossmorph.errors import InputError
 from crossmorph.record import Journal
-from crossmorph.settings import Descriptor, Mcbo, check, to_dict
+from crossmorph.registration import register
+from crossmorph.settings import Descriptor, Mcbo, check
 from crossmorph.systems.mcbo import mcbo
 from crossmorph.systems.volume import Volume
 
@@ -68,9 +70,11 @@ def test_what_cannot_be_compared_is_refused_by_name(made, message: str) -> None:
     assert str(error.value).startswith("mine returned")
 
 
-def test_the_record_names_it() -> None:
-    written = json.loads(json.dumps(to_dict(replace(SETTINGS, describe=(Descriptor(contrast),)))))
-    assert written["describe"][0]["name"] == "contrast"
+@pytest.mark.slow
+def test_a_pair_of_two_contrasts_is_registered_and_the_record_names_the_function() -> None:
+    result = register(*pair(), settings=replace(QUICK, describe=(Descriptor(contrast),)))
+    assert errors(result.transform).mean() < 0.35 * errors(lambda points: points).mean()
+    assert json.loads(json.dumps(result.record))["settings"]["describe"][0]["name"] == "contrast"
 
 
 def test_a_name_that_is_none_is_refused_before_the_run() -> None:
