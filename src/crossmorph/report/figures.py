@@ -130,6 +130,8 @@ def blends(
     """
     shown = planes(fixed, center_mm)
     figure, axes = _panels(len(images), shown)
+    for axis, plane in zip(axes[0], shown, strict=True):
+        axis.set_title(plane.name, fontsize=11)
     for row, (name, image) in zip(axes, images.items(), strict=True):
         limits = window(image)
         row[0].set_ylabel(name, fontsize=11)
