@@ -39,11 +39,15 @@ bench-setup: ## make benchmarks/.venv-peers with the programs that benchmarks/pe
 	$(PYTHON) -m venv benchmarks/.venv-peers
 	benchmarks/.venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
 
+docs: $(READY) ## run the tutorials and make the site: build/docs/index.html
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
+
 drawings: $(READY) ## draw the pictures of docs/ anew
 	$(BIN)/python docs/drawings/make.py
+	$(BIN)/python docs/drawings/systems.py
 
 clean: ## remove .venv, caches and demo-output
 	rm -rf .venv benchmarks/.venv-peers demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find src tests benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: help venv demo test test-slow lint format bench-setup drawings clean
+.PHONY: help venv demo test test-slow lint format bench-setup docs drawings clean

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from crossmorph.errors import InputError
 from crossmorph.image import Image
 from crossmorph.report import figures
-from crossmorph.report.figures import before_after, deformation_grid, planes
+from crossmorph.report.figures import before_after, blends, deformation_grid, planes
 from crossmorph.space import Grid
 from crossmorph.transform import Affine, DisplacementField
 
@@ -120,3 +120,15 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     image = stored_as((False,) * 3, (0, 1, 2))
     with pytest.raises(InputError, match=r"crossmorph\[report\]"):
         before_after(image, image, image, tmp_path / "x.png")
+
+
+def test_a_blend_is_grey_where_both_are_bright_and_green_where_the_image_is_dark(tmp_path: Path) -> None:
+    bright = stored_as((False, False, False), (0, 1, 2))
+    dark = Image.from_array(np.zeros(RAS.shape), RAS)
+    center = RAS.to_world(np.array([30.0, 24.0, 17.0]))
+    picture = imread(blends(bright, {"same": bright, "dark": dark}, tmp_path / "blends.png", center_mm=center))
+    white, green = ((np.abs(picture[..., :3] - colour) < 0.02).all(-1) for colour in ((1, 1, 1), (0, 1, 0)))
+    half = len(picture) // 2
+    assert green[half:].sum() > 500
+    assert not green[:half].any()
+    assert white[:half].sum() > white[half:].sum() + 500

@@ -264,7 +264,70 @@ def flow() -> Figure:
     return figure
 
 
-DRAWINGS: tuple[Callable[[], Figure], ...] = (world, voxels, direction, chain, field, validity, flow)
+def gradient_guidance() -> Figure:
+    figure, axis = canvas(9.2, 3.3)
+    for y, color, name, inputs in (
+        (2.2, FIXED, "images", "fixed, moving"),
+        (0.5, MOVING, "gradient maps", "|grad fixed|,\n|grad moving|"),
+    ):
+        box(axis, 0.15, y, 1.5, 0.8, inputs, edgecolor=color)
+        box(axis, 2.3, y, 1.7, 0.8, "U-Net\n301,411 parameters")
+        box(axis, 4.5, y, 1.6, 0.8, f"displacement\nof the {name}", edgecolor=color)
+        arrow(axis, (1.65, y + 0.4), (2.3, y + 0.4))
+        arrow(axis, (4.0, y + 0.4), (4.5, y + 0.4))
+        arrow(axis, (6.1, y + 0.4), (6.65, 1.75 + 0.2 * (1 if y > 1 else -1)))
+    arrow(axis, (0.9, 2.2), (0.9, 1.3), linestyle="--")
+    text(axis, 1.0, 1.75, "equation 1", ha="left", fontsize=9)
+    box(axis, 6.65, 1.3, 1.0, 0.9, "gates\n999")
+    arrow(axis, (7.65, 1.75), (8.0, 1.75))
+    box(axis, 8.0, 1.3, 1.05, 0.9, "fused\ndisplacement", facecolor="white")
+    text(axis, 8.5, 2.55, "aligns the images", FIXED, fontsize=9)
+    arrow(axis, (8.5, 2.25), (8.5, 2.42), FIXED, mutation_scale=8)
+    text(axis, 5.35, 0.2, "has to align the gradient maps by itself", MOVING, fontsize=9)
+    return figure
+
+
+def lumir() -> Figure:
+    figure, axis = canvas(9.2, 4.2)
+    heights = (0.45, 1.2, 1.95, 2.7, 3.45)
+    for n, y in enumerate(heights):
+        width = 1.9 / 1.45**n
+        for center, color in ((1.25, FIXED), (3.35, MOVING)):
+            axis.add_patch(
+                Rectangle((center - width / 2, y), width, 0.36, facecolor=PALE, edgecolor=color, linewidth=1.4)
+            )
+            if n:
+                arrow(axis, (center, heights[n - 1] + 0.36), (center, y), mutation_scale=9)
+        box(axis, 5.1, y - 0.02, 1.3, 0.4, "estimator: v")
+        arrow(axis, (4.4, y + 0.18), (5.1, y + 0.18))
+        box(axis, 6.75, y - 0.02, 0.9, 0.4, "d = exp v")
+        arrow(axis, (6.4, y + 0.18), (6.75, y + 0.18), mutation_scale=9)
+        box(
+            axis, 8.0, y - 0.02, 1.05, 0.4, "U = d" if n == len(heights) - 1 else "d + U(x + d)", facecolor="white"
+        )
+        arrow(axis, (7.65, y + 0.18), (8.0, y + 0.18), mutation_scale=9)
+        if n:
+            arrow(axis, (8.5, y - 0.02), (8.5, heights[n - 1] + 0.38), MOVING, mutation_scale=9)
+            text(axis, 8.58, y - 0.19, "U", MOVING, ha="left", fontsize=9)
+    text(axis, 1.25, 0.2, "fixed", FIXED)
+    text(axis, 3.35, 0.2, "moving, warped by U", MOVING)
+    text(axis, 5.75, 0.2, "sum and difference of features", fontsize=8)
+    text(axis, 2.3, 4.03, "one encoder for both, four halvings", fontsize=9)
+    text(axis, 7.4, 4.03, "coarse to fine: the last U is the displacement", fontsize=9)
+    return figure
+
+
+DRAWINGS: tuple[Callable[[], Figure], ...] = (
+    world,
+    voxels,
+    direction,
+    chain,
+    field,
+    validity,
+    flow,
+    gradient_guidance,
+    lumir,
+)
 
 if __name__ == "__main__":
     for draw in DRAWINGS:

@@ -28,6 +28,9 @@ GIB = 2.0**30
 CHANNELS = {"mind": 12, "msssc": 18, "macmind": 288, "disa": 18}
 """Numbers a voxel of a descriptor; the two that make DISA's dot product a difference are counted."""
 
+OWN = 16
+"""The same of a function that the caller brings along, which tells its number only when it is called."""
+
 LANES = 16
 """Refinements pad the numbers of a descriptor to a multiple of this."""
 
@@ -182,7 +185,7 @@ def _searched(shape: Sequence[int], level: int, settings: Mcbo) -> tuple[int, ..
 
 def _bytes_of(describe: Sequence[Descriptor]) -> float:
     """Of the descriptors of a voxel."""
-    return 4.0 * sum(CHANNELS[descriptor.name] for descriptor in describe)
+    return 4.0 * sum(OWN if callable(d.name) else CHANNELS[d.name] for d in describe)
 
 
 def _refine_bytes(voxels: float, stage: Refinement, each: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -81,12 +82,12 @@ class Linear:
 class Descriptor:
     """One of the descriptors that the deformable stage compares; several are weighted in one objective."""
 
-    name: DescriptorName = "mind"
+    name: DescriptorName | Callable[..., Any] = "mind"
     """MIND-SSC, macMIND or its first step msSSC, compared by squared difference, or DISA, by dot product: weight
-    (1 - f . m)."""
+    (1 - f . m). In Python also a function (``describe.own.OwnDescriptor``), compared by squared difference."""
 
     weight: float = 1.0
-    """Factor of its cost. MIND-SSC, msSSC and macMIND cost 0 to 12, DISA 0 to 1."""
+    """Factor of its cost. MIND-SSC, msSSC, macMIND and functions from 0 to 1 cost 0 to 12, DISA 0 to 1."""
 
     stride: int = 2
     """DISA: working voxels from one descriptor to the next: 4, 2 or 1; linear between them."""
@@ -301,6 +302,10 @@ def check(settings: S, source: str = "settings") -> S:
         need(settings.learning_rate > 0, "learning_rate", "above 0")
         need(settings.fold_weight >= 0, "fold_weight", "at least 0")
     elif isinstance(settings, Descriptor):
+        names = typing.get_args(DescriptorName)
+        need(
+            callable(settings.name) or settings.name in names, "name", f"one of {', '.join(names)}, or a function"
+        )
         need(settings.weight > 0, "weight", "above 0")
         need(settings.stride in (1, 2, 4), "stride", "1, 2 or 4")
     elif isinstance(settings, Linear):
@@ -340,8 +345,15 @@ def check(settings: S, source: str = "settings") -> S:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Plain values of a settings dataclass, as a preset or a record holds them; ``from_dict`` reads them."""
-    return dataclasses.asdict(settings)
+    """Plain values of a settings dataclass, as a preset or a record holds them; ``from_dict`` reads them.
+
+    Of a descriptor that is a function only the name is told.
+    """
+    return dataclasses.asdict(settings, dict_factory=lambda items: {key: _plain(value) for key, value in items})
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -6,7 +6,7 @@ as one mm up. They are shown as radiologists read them, with the patient's right
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,14 +102,43 @@ def before_after(
             front = scaled(pixels, valid, windows[1])
             cells = axes[:, 2 * column + side]
             cells[0].set_title(f"{plane.name}, {when}", fontsize=11)
-            blend = background[..., None] * GREEN + front[..., None] * MAGENTA
             chosen = np.where(_checkerboard(plane), front, background)
-            _draw(cells[0], plane, np.where(valid[..., None], blend, 0.45 * background[..., None]))
+            _draw(cells[0], plane, _blend(background, front, valid))
             _draw(cells[1], plane, np.where(valid, chosen, 0.45 * background))
             _draw(cells[2], plane, np.where(valid, 1.0, 0.45) * background)
             _draw_edges(cells[2], plane, front, valid, MAGENTA_LINE)
     for row, name in enumerate(("fixed green, moving magenta", "checkerboard", "moving edges on fixed")):
         axes[row, 0].set_ylabel(name, fontsize=11)
+    return _save(figure, path)
+
+
+def blends(
+    fixed: Image, images: Mapping[str, Image], path: str | Path, *, center_mm: ArrayLike | None = None
+) -> Path:
+    """Some images over a fixed one, a row each, in three planes: fixed green, image magenta.
+
+    Grey is where both are equally bright. Where an image says nothing the fixed one is dimmed.
+
+    Args:
+        fixed: on any grid.
+        images: by the name of their row, as they lie in the fixed world, on any grid.
+        path: file to write; the ending chooses the format.
+        center_mm: RAS point that the planes go through.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    shown = planes(fixed, center_mm)
+    figure, axes = _panels(len(images), shown)
+    for axis, plane in zip(axes[0], shown, strict=True):
+        axis.set_title(plane.name, fontsize=11)
+    for row, (name, image) in zip(axes, images.items(), strict=True):
+        limits = window(image)
+        row[0].set_ylabel(name, fontsize=11)
+        for axis, plane in zip(row, shown, strict=True):
+            pixels, valid = plane.show(image)
+            background = scaled(*plane.show(fixed), window(fixed))
+            _draw(axis, plane, _blend(background, scaled(pixels, valid, limits), valid))
     return _save(figure, path)
 
 
@@ -185,6 +214,12 @@ def scaled(pixels: Array, valid: NDArray[np.bool_], limits: tuple[float, float])
     return brightness
 
 
+def _blend(background: Array, front: Array, valid: NDArray[np.bool_]) -> Array:
+    """(up, across, 3): background green, front magenta; the background dimmed where the front is not valid."""
+    both = background[..., None] * GREEN + front[..., None] * MAGENTA
+    return np.where(valid[..., None], both, 0.45 * background[..., None])
+
+
 def _checkerboard(plane: Plane, fields: int = 8) -> NDArray[np.bool_]:
     height, width = (plane.grid.shape[axis] for axis in (plane.up, plane.across))
     size = max(1, round(max(height, width) / fields))
@@ -235,7 +270,7 @@ def _panels(rows: int, columns: list[Plane], colour_bars: bool = False) -> tuple
     sizes = [plane.extent() for plane in columns]
     widths = [high - low for low, high, _, _ in sizes]
     height = max(high - low for _, _, low, high in sizes)
-    inches = (12 if colour_bars else 16) / sum(widths)
+    inches = (12 if len(columns) == 3 else 16) / sum(widths)
     ratios = [*widths, 0.05 * sum(widths) / len(widths)] if colour_bars else widths
     figure: Any = Figure(figsize=(inches * sum(ratios) + 0.6, inches * height * rows + 0.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)

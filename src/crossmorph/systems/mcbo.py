@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from crossmorph.describe.disa import disa_volume
 from crossmorph.describe.macmind import macmind, msssc
 from crossmorph.describe.mind import mind_ssc
+from crossmorph.describe.own import own_features
 from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex_of_sum
@@ -154,14 +155,17 @@ def _described(volume: Volume, settings: Mcbo, side: int) -> Volume:
     base = math.gcd(*used_levels(settings))
     parts = []
     for descriptor in settings.describe:
-        if descriptor.name == "mind":
+        if callable(descriptor.name):
+            features = pooled(own_features(descriptor.name, volume.values, volume.valid), base)
+        elif descriptor.name == "mind":
             features = mind_ssc(volume.values, settings.mind_radius, settings.mind_dilation, base)
         elif descriptor.name == "disa":
             features = disa_volume(volume.values, volume.valid, descriptor.stride)
             features = pooled(_dot_as_difference(features, side), base)
         else:
             features = (macmind if descriptor.name == "macmind" else msssc)(volume.values, base)
-            features *= math.sqrt(12 / len(features))  # one cost, whatever the number of channels
+        if descriptor.name not in ("mind", "disa"):
+            features = features * math.sqrt(12 / len(features))  # one cost, whatever the number of channels
         parts.append(features if descriptor.weight == 1 else features * math.sqrt(descriptor.weight))
     return replace(volume, features=parts[0] if len(parts) == 1 else torch.cat(parts), base=base)
 
