@@ -177,6 +177,7 @@ class Result:
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
             "initial": self.initial.matrix.tolist(),
             "linear": self.linear.matrix.tolist(),
+            "outputs": self.journal.outputs,
             "stages": self.journal.stages,
             "versions": versions(),
             "machine": machine(),
@@ -212,6 +213,7 @@ class Result:
                 io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")
                 io.write_transform(inverse, folder / "inverse.h5")
+            self.journal.outputs = {file.name: file_hash(file) for file in sorted(folder.iterdir())}
             record = self.record
             with self.journal.stage("report"):
                 write_report(evidence_of(self, record), folder / REPORT)
