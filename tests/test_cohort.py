@@ -1,4 +1,4 @@
-"""Cohorts: tables of pairs, finished pairs, rows, the page, sizes of workers, and what is refused before the start."""
+"""Cohorts: tables of pairs, finished pairs, rows, the page, sizes of workers, and what is refused at once."""
 
 import csv
 import json
@@ -103,7 +103,7 @@ WRONG = {
         {},
         r"one output folder, x \(a.nii.gz, b.nii.gz\), X \(b.nii.gz, a.nii.gz\)",
     ),
-    "a folder elsewhere": ("id,fixed,moving\n../x,a.nii.gz,b.nii.gz\n", {}, r"'../x' cannot be the name of a folder"),
+    "a folder elsewhere": ("id,fixed,moving\n../x,a.nii.gz,b.nii.gz\n", {}, r"'../x' cannot be the name of a"),
     "volumes alone": ("image\na.nii.gz\n", {}, "lists volumes; a table of volumes .* needs either --to"),
     "pairs to a template": (
         "fixed,moving\na.nii.gz,b.nii.gz\n", {"all_pairs": True}, "lists pairs; .* of pairs .* neither",
@@ -339,7 +339,7 @@ def test_workers_of_another_version_are_refused() -> None:
 
     assert check_workers(client(mine), ["tcp://one", "tcp://two"]) == ["tcp://one", "tcp://two"]
     assert check_workers(client(OSError("gone")), ["tcp://one", "tcp://two"]) == ["tcp://one"]
-    with pytest.raises(InputError, match="tcp://two has crossmorph 0.0.1, but this is crossmorph .*; install"):
+    with pytest.raises(InputError, match=r"tcp://two has crossmorph 0.0.1, but this is crossmorph .*; install"):
         check_workers(client({**mine, "crossmorph": "0.0.1"}), ["tcp://one", "tcp://two"])
     with pytest.raises(InputError, match="tcp://two cannot run crossmorph"):
         check_workers(client(ModuleNotFoundError("crossmorph")), ["tcp://one", "tcp://two"])
@@ -358,7 +358,7 @@ def test_options_that_exclude_each_other(table: Path, tmp_path: Path, capsys: py
     for more, message in (
         (["--scheduler", "tcp://x:1", "--slurm", ""], "give one of --scheduler"),
         (["--scheduler", "tcp://x:1", "--workers", "2"], "leave them out"),
-        (["--slurm", "-p long"], "say with --workers"),
+        (["--slurm=-p long"], "say with --workers"),
     ):
         assert main([*start, *more]) == 2
         assert message in capsys.readouterr().err

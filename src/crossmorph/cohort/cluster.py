@@ -31,7 +31,6 @@ QUIET = {
     "distributed.scheduler.allowed-failures": TRIES - 1,
     "distributed.comm.timeouts.connect": f"{SECONDS} s",
     "distributed.deploy.lost-worker-timeout": "5 s",
-    "distributed.logging.distributed": "critical",
 }
 
 
@@ -86,7 +85,8 @@ def local(size: Size, gpus: Sequence[str] = ()) -> Iterator[Crew]:
 def worker_options(size: Size, gpu: Sequence[str]) -> dict[str, Any]:
     """Options of a ``distributed.Nanny``, which starts a worker, watches its memory and replaces a dead one."""
     env = {"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {}
-    return {"nthreads": size.threads, "memory_limit": size.memory, "env": env, "host": "127.0.0.1"}
+    shared = {"host": "127.0.0.1", "silence_logs": logging.CRITICAL}
+    return {"nthreads": size.threads, "memory_limit": size.memory, "env": env, **shared}
 
 
 @contextmanager
@@ -179,25 +179,19 @@ def check_workers(client: Any, addresses: Sequence[str]) -> list[str]:
         InputError: one has another version, or none.
     """
     mine, answering = versions()["crossmorph"], []
-    told = client.run(version_here, workers=list(addresses), on_error="return")
+    told = client.run(versions, workers=list(addresses), on_error="return")
     for address, found in told.items():
         if isinstance(found, OSError):  # it has gone meanwhile
             continue
-        if found != mine:
-            what = (
-                f"cannot run crossmorph ({found})" if isinstance(found, Exception) else f"has crossmorph {found}"
-            )
+        theirs = None if isinstance(found, Exception) else found["crossmorph"]
+        if theirs != mine:
+            what = f"has crossmorph {theirs}" if theirs else f"cannot run crossmorph ({found})"
             raise InputError(
                 f"the worker {address} {what}, but this is crossmorph {mine}; install this version there, in the "
                 "environment that `dask worker` is started from, and start it again"
             )
         answering.append(address)
     return answering
-
-
-def version_here() -> str:
-    """Of the package on a worker."""
-    return versions()["crossmorph"]
 
 
 def local_gpus(device: str) -> list[str]:

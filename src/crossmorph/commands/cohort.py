@@ -90,13 +90,13 @@ class Cohort:
     """Address of a running Dask scheduler, such as tcp://node1:8786, whose workers are used."""
 
     slurm: Annotated[str | None, arg(metavar="OPTIONS")] = None
-    """Start workers as SLURM jobs with these options of sbatch, such as "--partition=long --time=04:00:00"."""
+    """Start workers as SLURM jobs with options of sbatch: --slurm="--partition=long --time=04:00:00"."""
 
     pbs: Annotated[str | None, arg(metavar="OPTIONS")] = None
-    """The same with PBS, such as "-q long -l walltime=04:00:00"."""
+    """The same with PBS: --pbs="-q long -l walltime=04:00:00"."""
 
     sge: Annotated[str | None, arg(metavar="OPTIONS")] = None
-    """The same with SGE, such as "-q long.q -pe smp 4"."""
+    """The same with SGE: --sge="-q long.q -pe smp 4"."""
 
     quiet: bool = False
     """Print nothing but errors."""
