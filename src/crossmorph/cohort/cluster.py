@@ -74,7 +74,10 @@ def local(size: Size, gpus: Sequence[str] = ()) -> Iterator[Crew]:
     with dask.config.set(QUIET):
         options = [worker_options(size, gpus[n : n + 1]) for n in range(size.workers)]
         workers = {n: {"cls": Nanny, "options": own} for n, own in enumerate(options)}
-        scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1"}}
+        scheduler = {
+            "cls": Scheduler,
+            "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"},
+        }
         with (
             SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
             Client(cluster, set_as_default=False) as client,
@@ -165,7 +168,7 @@ def queue_cluster(queue: Queue, options: str, size: Size) -> Any:
         job_name="crossmorph",
         job_extra_directives=[options] if options else [],
         job_directives_skip=[time_limit],  # the library's half an hour; the queue's own limit holds, or the user's
-        scheduler_options={"dashboard": False},
+        scheduler_options={"dashboard": False, "dashboard_address": ":0"},
     )
 
 
