@@ -60,9 +60,10 @@ class Throughput:
         pairs = same_pairs(self.output, self.pairs + 2, self.spacing_mm)
         warm, pairs = pairs[:2], pairs[2:]
         rows = [self.loop(warm, pairs), *(self.workers(n, warm, pairs) for n in (1, 2))]
-        alone = rows[0]["seconds"]
         for row in rows:
-            row["overhead_percent"] = 100 * (row["workers"] * row["seconds"] / alone - 1)
+            for name in ("seconds", "processor_seconds"):
+                workers = row["workers"] if name == "seconds" else 1
+                row[name.replace("seconds", "overhead_percent")] = 100 * (workers * row[name] / rows[0][name] - 1)
         write_rows(rows, self.output / "throughput.csv")
         print(f"{machine()}; one thread each; {time.strftime('%Y-%m-%d')}\n\n{markdown(rows)}")
 
@@ -71,10 +72,11 @@ class Throughput:
         torch.set_num_threads(1)
         with fresh(self.output / "loop") as out:
             attempt(warm[0], out)
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             for pair in pairs:
                 attempt(pair, out)
-            return measured("plain loop", 1, time.perf_counter() - start, out, pairs)
+            row = measured("plain loop", 1, time.perf_counter() - start, out, pairs)
+            return row | {"processor_seconds": time.process_time() - busy}
 
     def workers(self, count: int, warm: Sequence[Pair], pairs: Sequence[Pair]) -> Row:
         """A cohort; how long its workers took to start is told apart."""
@@ -82,10 +84,16 @@ class Throughput:
             begin = time.perf_counter()
             with local(Size(count, 1, 0)) as crew:
                 run_cohort(warm[:count], out, crew)
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), busy_seconds(crew)
                 run_cohort(pairs, out, crew)
                 row = measured(f"{count} workers", count, time.perf_counter() - start, out, pairs)
+                row["processor_seconds"] = busy_seconds(crew) - busy
             return row | {"start_seconds": start - begin}
+
+
+def busy_seconds(crew: Crew) -> float:
+    """Processor seconds of the workers, and of this process with the scheduler in it."""
+    return time.process_time() + sum(crew.client.run(time.process_time).values())
 
 
 def fresh(out: Path) -> AbstractContextManager[Path]:

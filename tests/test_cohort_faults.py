@@ -20,9 +20,9 @@ from scene import inverted, seen
 from test_cohort import MAKE, read_pairs
 
 from crossmorph import io
-from crossmorph.cohort.cluster import TRIES, Size, local
+from crossmorph.cohort.cluster import Size, local
 from crossmorph.cohort.rows import MEASURED
-from crossmorph.cohort.run import opened, run_cohort
+from crossmorph.cohort.run import TRIES, opened, run_cohort
 from crossmorph.space import Grid
 
 pytestmark = pytest.mark.slow

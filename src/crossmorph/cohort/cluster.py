@@ -20,15 +20,11 @@ Queue = Literal["slurm", "pbs", "sge"]
 SECONDS = 10
 """A scheduler that does not answer for so long is not there."""
 
-TRIES = 3
-"""A pair that so many workers died of is given up."""
-
 QUIET = {
     # Workers hold no data that could be spilled, and memory that is not given back must not pause them.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    "distributed.scheduler.allowed-failures": TRIES - 1,
     "distributed.comm.timeouts.connect": f"{SECONDS} s",
     "distributed.deploy.lost-worker-timeout": "5 s",
 }

@@ -19,10 +19,14 @@ ROOM = 1.25
 """A worker is stopped when it takes so much more than was planned: plans are not exact, nor are file sizes."""
 
 
-def worker_bytes(pairs: Sequence[Pair]) -> int:
+def worker_bytes(pairs: Sequence[Pair], told_gib: float = 0.0) -> int:
     """Memory above which a worker is stopped: of the pair with the largest files as planned, and some room.
 
-    0, no limit, for trained networks, whose memory is not planned, unless ``memory_gib`` says it.
+    0, no limit, for trained networks, whose memory is not planned.
+
+    Args:
+        pairs: of the cohort.
+        told_gib: in place of the plan.
 
     Raises:
         InputError: the images of that pair cannot be read.
@@ -30,10 +34,12 @@ def worker_bytes(pairs: Sequence[Pair]) -> int:
     from crossmorph import io
 
     job = max(pairs, key=lambda pair: pair.size).job
+    if isinstance(job.settings, Mcbo):
+        told_gib = told_gib or job.settings.memory_gib
+    if told_gib:
+        return int(ROOM * told_gib * GIB + WORKER)
     if not isinstance(job.settings, Mcbo):
         return 0
-    if job.settings.memory_gib:
-        return int(ROOM * job.settings.memory_gib * GIB + WORKER)
     images = [io.read(path) for path in (job.fixed, *job.moving)]
     for image in images:
         check_registrable(image)

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from crossmorph.cohort.cluster import TRIES, Crew, check_workers
+from crossmorph.cohort.cluster import Crew, check_workers
 from crossmorph.cohort.lock import locked
 from crossmorph.cohort.page import PAGE, write_page
 from crossmorph.cohort.pairs import Pair
@@ -25,7 +25,15 @@ from crossmorph.files import check_output, explained
 
 TABLE = "cohort.csv"
 
+TRIES = 3
+"""A pair that so many workers died of is given up."""
+
 GONE = "the Dask scheduler is gone; finished pairs are kept: start it again and give the same command"
+
+DEADLY = (
+    f"{TRIES} workers died of it, each in the middle; most often because memory ran out: give workers more with "
+    "--memory, or take fewer of them"
+)
 
 LOOK_SECONDS = 1.0
 """How often new workers are looked for while nothing else happens."""
@@ -113,28 +121,43 @@ def run_cohort(pairs: Sequence[Pair], out: Path, crew: Crew, tell: Tell = lambda
 def _rows(pairs: Sequence[Pair], out: Path, client: Any) -> Iterator[tuple[Row | None, int]]:
     """A row whenever a pair has ended, None now and then meanwhile, and the number of workers.
 
-    A worker is given a pair when it has none, so that a worker that dies takes one pair with it. The pair then
-    goes to another worker, at most ``TRIES`` times.
+    A worker is given a pair when it has none, so that one that dies takes one pair with it. The pair then goes to
+    another worker, at most ``TRIES`` times in all.
     """
     waiting, ended = deque(pairs), SimpleQueue[Any]()
     running: dict[Any, tuple[Pair, str]] = {}
     checked: set[str] = set()
+    deaths: Counter[str] = Counter()
     while waiting or running:
         check_there(out)
         present = _present(client)
         new = sorted(present - checked)
         checked = (checked & present) | set(check_workers(client, new) if new else ())
         free = sorted(checked - {address for _, address in running.values()})
-        for address, pair in zip(free, [waiting.popleft() for _ in free[: len(waiting)]], strict=False):
-            future = client.submit(on_worker, pair, out, pure=False, workers=[address], allow_other_workers=True)
+        for address in free[: len(waiting)]:
+            pair = waiting.popleft()
+            future = client.submit(on_worker, pair, out, pure=False, workers=[address])
             running[future] = pair, address
             future.add_done_callback(ended.put)
-        try:
-            future = ended.get(timeout=LOOK_SECONDS)
-        except Empty:
-            yield None, len(present)
-            continue
-        yield _row(future, running.pop(future)[0]), len(present)
+        over = [future for future, (_, address) in running.items() if address not in present and not future.done()]
+        if not over:
+            try:
+                over = [ended.get(timeout=LOOK_SECONDS)]
+            except Empty:
+                yield None, len(present)
+        for future in over:
+            if future not in running:  # its worker was taken for dead
+                continue
+            pair, _ = running.pop(future)
+            row = _row(future, pair)
+            if row is None:
+                future.cancel()
+                deaths[pair.id] += 1
+                if deaths[pair.id] < TRIES:
+                    waiting.appendleft(pair)
+                    continue
+                row = failed_row(pair, DEADLY)
+            yield row, len(present)
 
 
 def _present(client: Any) -> set[str]:
@@ -151,20 +174,18 @@ def _present(client: Any) -> set[str]:
     raise InputError(GONE)
 
 
-def _row(future: Any, pair: Pair) -> Row:
-    """Of a pair that has ended, one way or the other."""
+def _row(future: Any, pair: Pair) -> Row | None:
+    """Of a pair that has ended; None where its worker died."""
     from distributed import KilledWorker
 
     if future.status == "finished":
         row: Row = future.result()
         return row
+    if future.status == "pending":
+        return None
     if future.status == "error":
         error = future.exception()
         if isinstance(error, KilledWorker):
-            return failed_row(
-                pair,
-                f"{TRIES} workers died of it, each in the middle; most often because memory ran out: give workers "
-                "more with --memory, or take fewer of them",
-            )
+            return None
         raise InputError(f"workers cannot run crossmorph: {type(error).__name__}: {error}")
     raise InputError(GONE)

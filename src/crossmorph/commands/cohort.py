@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from crossmorph.commands.register import chosen_settings, trained_settings
+from crossmorph.commands.register import chosen_settings, parsed_gib, trained_settings
 from crossmorph.errors import InputError
-from crossmorph.settings import LinearModel, LinearSearch
+from crossmorph.settings import LinearModel, LinearSearch, Mcbo
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -71,7 +71,8 @@ class Cohort:
     """Follow the linear stage by the deformable one."""
 
     memory: Annotated[str, arg(metavar="SIZE")] = ""
-    """Memory that each registration may use, such as 4GiB. By default what is planned for the largest files."""
+    """Memory that each registration may use, such as 4GiB. By default what is planned for the largest files; a
+    trained network is not planned, nor does it keep to a limit: its workers get that much."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; each worker gets a GPU of its own."""
@@ -108,7 +109,9 @@ class Cohort:
         from crossmorph.cohort.run import TABLE, opened, run_cohort
         from crossmorph.job import Job
 
-        settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
+        settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, "")
+        if self.memory and isinstance(settings, Mcbo):
+            settings = replace(settings, memory_gib=parsed_gib(self.memory))
         settings = trained_settings(settings, self.weights, self.refine)
         make = partial(Job, settings=settings, deformable=self.deformable, device=self.device, seed=self.seed)
         pairs = read_pairs(self.table, make, self.to, self.all_pairs)
@@ -137,14 +140,12 @@ class Cohort:
             if self.workers or self.threads:
                 raise InputError("--workers and --threads are those of the scheduler's workers; leave them out")
             return cluster.connected(self.scheduler)
-        memory = worker_bytes(pairs)
+        memory = worker_bytes(pairs, parsed_gib(self.memory) if self.memory else 0.0)
         if queued:
             if self.workers is None:
                 raise InputError("say with --workers how many jobs to start")
             if not memory:
-                raise InputError(
-                    f"the memory of {self.system} is not planned; add it to the options, and --memory"
-                )
+                raise InputError(f"the memory of {self.system} is not planned; say it with --memory")
             return cluster.queued(*queued[0], cluster.Size(self.workers, self.threads or 1, memory))
         gpus = cluster.local_gpus(self.device)
         return cluster.local(local_size(self.workers, self.threads, memory, len(gpus)), gpus)
