@@ -1,6 +1,7 @@
 """Many pairs at once: what Dask and the folder cost beside the registrations, and whether workers grow.
 
 python benchmarks/cohort.py throughput -o results/cohort
+python benchmarks/cohort.py dispatch -o results/cohort
 python benchmarks/cohort.py memory -o results/cohort
 
 All pairs are one and the same generated pair, so that every registration is the same work. Seconds are those of
@@ -27,8 +28,10 @@ from tables import Row
 from tyro.conf import arg, subcommand
 
 from crossmorph import io
+from crossmorph.cohort import run
 from crossmorph.cohort.cluster import Crew, Size, local
 from crossmorph.cohort.pairs import Pair
+from crossmorph.cohort.rows import waiting_row
 from crossmorph.cohort.run import State, opened, run_cohort
 from crossmorph.cohort.work import LOGS, attempt
 from crossmorph.evaluate.tables import markdown, write_rows
@@ -122,6 +125,34 @@ def attempt_seconds(out: Path, pair: Pair) -> float:
 
 
 @dataclass(frozen=True)
+class Dispatch:
+    """What a pair costs the client and the scheduler, which are one process here: rows come back at once."""
+
+    output: Annotated[Path, arg(aliases=("-o",))]
+    """Folder for dispatch.json."""
+
+    pairs: int = 1000
+    """Rows."""
+
+    def run(self) -> None:
+        """Measure, write, print."""
+        pairs = same_pairs(self.output, self.pairs, 16.0)
+        run.on_worker = nothing
+        with fresh(self.output / "nothing") as out, local(Size(2, 1, 0)) as crew:
+            run_cohort(pairs[:10], out, crew)
+            busy = time.process_time()
+            run_cohort(pairs, out, crew)
+            seconds = (time.process_time() - busy) / len(pairs)
+        (self.output / "dispatch.json").write_text(json.dumps({"seconds_a_pair": seconds}))
+        print(f"{machine()}; {1000 * seconds:.1f} ms of a processor a pair")
+
+
+def nothing(pair: Pair, out: Path) -> dict[str, str]:
+    """In the place of a registration."""
+    return {**waiting_row(pair), "status": "done", "verdict": "ok"}
+
+
+@dataclass(frozen=True)
 class Memory:
     """Memory of one worker after each of many tiny pairs."""
 
@@ -189,5 +220,9 @@ def same_pairs(folder: Path, count: int, spacing_mm: float) -> list[Pair]:
 
 
 if __name__ == "__main__":
-    kinds = Annotated[Throughput, subcommand("throughput")] | Annotated[Memory, subcommand("memory")]
+    kinds = (
+        Annotated[Throughput, subcommand("throughput")]
+        | Annotated[Dispatch, subcommand("dispatch")]
+        | Annotated[Memory, subcommand("memory")]
+    )
     tyro.cli(kinds, description=__doc__).run()  # type: ignore[arg-type]

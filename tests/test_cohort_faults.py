@@ -57,7 +57,8 @@ class Scans:
         image.rename(kept)
         os.mkfifo(image)
         more = more or ("--workers", "1")
-        with subprocess.Popen(self.command(*more), stdout=-1, stderr=-1, text=True) as process:
+        command = self.command(*more)
+        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=hearing) as process:
             try:
                 pipe = os.open(image, os.O_WRONLY)  # returns when the worker has opened the other end
                 kept.replace(image)
@@ -80,6 +81,11 @@ class Scans:
             rows = list(csv.DictReader(stream))
         kept = [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
         return [{key: value.replace(str(self.folder), "") for key, value in row.items()} for row in kept]
+
+
+def hearing() -> None:
+    """Processes that are started in the background ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def scans_in(folder: Path) -> Scans:
@@ -115,7 +121,7 @@ def scheduler(*, workers: int = 1) -> Iterator[tuple[str, subprocess.Popen[str]]
         assert boss.stderr is not None
         address = next(found[1] for line in boss.stderr if (found := re.search(r"Scheduler at:\s+(tcp\S+)", line)))
         start = [*DASK[:2], f"{DASK[2]}dask_worker", address, "--nthreads", "1", "--nworkers", str(workers)]
-        with subprocess.Popen([*start, "--death-timeout", "5"], stderr=subprocess.DEVNULL) as crew:
+        with subprocess.Popen([*start, "--death-timeout", "60"], stderr=subprocess.DEVNULL) as crew:
             try:
                 yield address, boss
             finally:

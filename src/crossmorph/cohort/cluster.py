@@ -26,8 +26,11 @@ QUIET = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.comm.timeouts.connect": f"{SECONDS} s",
-    "distributed.deploy.lost-worker-timeout": "5 s",
 }
+
+
+PATIENT = {"distributed.deploy.lost-worker-timeout": "1000 days"}
+"""A local worker that died is replaced by the nanny that started it, however long that takes on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def local(size: Size, gpus: Sequence[str] = ()) -> Iterator[Crew]:
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    with dask.config.set(QUIET):
+    with dask.config.set(QUIET | PATIENT):
         options = [worker_options(size, gpus[n : n + 1]) for n in range(size.workers)]
         workers = {n: {"cls": Nanny, "options": own} for n, own in enumerate(options)}
         scheduler = {
