@@ -184,7 +184,7 @@ def test_words_of_a_channel(folder: Path) -> None:
     files = str(folder / "t1.nii.gz"), str(folder / "t2.nii.gz")
     assert parsed_channel(files).weight == 1.0
     both = [parsed_channel((*files, *rest)) for rest in (("0.3", "disa"), ("disa", "0.3"))]
-    assert all((c.weight, c.describe) == (0.3, (cm.Descriptor("disa"),)) for c in both)
+    assert all((channel.weight, channel.descriptor) == (0.3, "disa") for channel in both)
     with pytest.raises(InputError, match="'best' is neither a number nor one of mind, msssc, macmind, disa"):
         parsed_channel((*files, "best"))
     with pytest.raises(InputError, match="--channel takes FIXED MOVING"):

@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import subcommand
 
 from crossmorph.commands.apply import Apply
+from crossmorph.commands.cohort import Cohort
 from crossmorph.commands.compare import Compare
 from crossmorph.commands.compose import Compose
 from crossmorph.commands.convert import Convert
@@ -20,12 +21,15 @@ from crossmorph.commands.learn2reg import Learn2Reg
 from crossmorph.commands.plan import Plan
 from crossmorph.commands.register import Register
 from crossmorph.commands.report import Report
+from crossmorph.commands.rerun import Rerun
 from crossmorph.commands.train import Train
 from crossmorph.commands.tune import Tune
 from crossmorph.errors import InputError
 
 Command = (
     Annotated[Register, subcommand("register")]
+    | Annotated[Cohort, subcommand("cohort")]
+    | Annotated[Rerun, subcommand("rerun")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Apply, subcommand("apply")]
     | Annotated[Report, subcommand("report")]

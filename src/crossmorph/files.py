@@ -29,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     temporary = _beside(path)
     try:
-        with _explained(path):
+        with explained(path):
             yield temporary
             os.replace(temporary, path)
     finally:
@@ -50,7 +50,7 @@ def atomic_directory(out: str | Path, overwrite: bool = False) -> Iterator[Path]
     check_output(out, overwrite)
     temporary = _beside(out.absolute())
     try:
-        with _explained(out):
+        with explained(out):
             temporary.mkdir(parents=True)
             yield temporary
             check_output(out, overwrite)
@@ -102,7 +102,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what the system says while writing into one message."""
     try:
         yield

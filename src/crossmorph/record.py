@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ PACKAGES = ("crossmorph", "torch", "numpy", "scipy", "numba", "nibabel", "Simple
 
 
 class Journal:
-    """Collects what the stages of a run report, and passes progress on.
+    """Collects what the stages of a run report and the hashes of the files it wrote, and passes progress on.
 
     Args:
         progress: called with (stage, share done); None for silence.
@@ -30,6 +31,7 @@ class Journal:
     def __init__(self, progress: Progress | None = None) -> None:
         self.stages: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
+        self.outputs: dict[str, str] = {}
         self._progress = progress
         self._stage = ""
 
@@ -98,8 +100,28 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    if not path.is_dir():
+        return file_hash(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def machine() -> dict[str, Any]:
     """The processors a run could use."""
     import torch
 
-    return {"cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"processor": processor(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), **gpu}
+
+
+def processor() -> str:
+    """Model of the processor, as far as the system tells."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

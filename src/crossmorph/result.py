@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -213,6 +214,7 @@ class Result:
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
             "initial": self.initial.matrix.tolist(),
             "linear": self.linear.matrix.tolist(),
+            "outputs": self.journal.outputs,
             "stages": self.journal.stages,
             "versions": versions(),
             "machine": machine(),
@@ -248,6 +250,9 @@ class Result:
                 io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")
                 io.write_transform(inverse, folder / "inverse.h5")
+            hashes = {file.name: file_hash(file) for file in sorted(folder.glob("*.nii.gz"))}
+            transforms = {"forward.h5": values_hash(self.transform), "inverse.h5": values_hash(inverse)}
+            self.journal.outputs = {**hashes, **transforms}
             record = self.record
             with self.journal.stage("report"):
                 write_report(evidence_of(self, record), folder / REPORT)
@@ -262,6 +267,18 @@ class Result:
         from crossmorph.report.notebook import result_html
 
         return result_html(self)
+
+
+def values_hash(transform: Transform) -> str:
+    """SHA-256 of what a transform holds; that of its HDF5 file would change with the time of writing."""
+    digest = hashlib.sha256()
+    for link in transform.transforms if isinstance(transform, Chain) else (transform,):
+        if isinstance(link, DisplacementField):
+            digest.update(link.field.contiguous().numpy().tobytes() + link.grid.affine.tobytes())
+        else:
+            assert isinstance(link, Affine)
+            digest.update(link.matrix.tobytes())
+    return digest.hexdigest()
 
 
 def _hundredths(errors: Image) -> Image:

@@ -74,7 +74,7 @@ class Plan:
             raise InputError(f"plan knows the training-free systems; {self.system} is a trained network")
         fixed = io.read(self.fixed)
         pairs = [Channel(fixed, io.read(path)) for path in self.moving]
-        pairs = checked([*pairs, *(parsed_channel(words) for words in self.channel)], None, None)
+        pairs = checked([*pairs, *(parsed_channel(words).read() for words in self.channel)], None, None)
         plan = fitted(pairs, settings, self.deformable)
         rates = known_rates()
         if rates is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -16,15 +16,17 @@ from crossmorph.errors import InputError
 from crossmorph.settings import (
     Descriptor,
     DescriptorName,
+    Learned,
     LinearModel,
     LinearSearch,
     Mcbo,
     Settings,
     load_settings,
+    system_of,
 )
 
 if TYPE_CHECKING:
-    from crossmorph.channels import Channel
+    from crossmorph.job import ChannelFiles, Job
     from crossmorph.record import Progress
     from crossmorph.result import Result
 
@@ -133,58 +135,41 @@ class Register:
     def run(self) -> int:
         """Read, register, write and return the exit code."""
         from crossmorph import files
-        from crossmorph.plan import out_of_memory
 
         files.check_output(self.output, self.overwrite)
         settings = chosen_settings(self.system, self.preset, self.settings, self.linear, self.search, self.memory)
-        settings = self._trained(settings)
+        settings = trained_settings(settings, self.weights, self.refine)
         if self.descriptor:
             if not isinstance(settings, Mcbo):
                 raise InputError(f"--descriptor is for training-free systems; {self.system} is a trained network")
             settings = replace(settings, describe=(Descriptor(self.descriptor),))
-        try:
-            result = self._result(settings)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise InputError(
-                f"memory ran out ({error or 'no more to be had'}), and nothing was written; close other programs, "
-                "or give a limit such as --memory 4GiB; crossmorph plan says what a run needs"
-            ) from error
+        job = self._job(settings)
+        with progress_bar(self.quiet or self.json) as progress:
+            result = job.save(self.output, self.overwrite, progress, {"command": self._command()})
         self._report(result)
         return 3 if result.verdict.status == "failed" else 0
 
-    def _result(self, settings: Settings) -> Result:
-        """The registration, written."""
-        from crossmorph import io
-        from crossmorph.registration import register
+    def _job(self, settings: Settings) -> Job:
+        from crossmorph.job import Job
 
-        landmarks = (
-            (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
+        return Job(
+            self.fixed,
+            self.moving,
+            settings,
+            channels=tuple(parsed_channel(words) for words in self.channel),
+            initial=self.initial,
+            fixed_mask=self.fixed_mask,
+            moving_mask=self.moving_mask,
+            landmarks=self.landmarks or (),
+            deformable=self.deformable,
+            landmark_tolerance_mm=self.landmark_tolerance_mm,
+            landmark_folds=self.landmark_folds,
+            fixed_spacing_mm=self.fixed_spacing_mm,
+            moving_spacing_mm=self.moving_spacing_mm,
+            frame=int(self.frame) if self.frame.isdigit() else self.frame,
+            device=self.device,
+            seed=self.seed,
         )
-        masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
-        spacings = self.fixed_spacing_mm, self.moving_spacing_mm
-        with progress_bar(self.quiet or self.json) as progress:
-            result = register(
-                io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
-                [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
-                channels=[parsed_channel(words, *spacings) for words in self.channel],
-                settings=settings,
-                initial=io.read_transform(self.initial) if self.initial else None,
-                deformable=self.deformable,
-                fixed_mask=masks[0],
-                moving_mask=masks[1],
-                landmarks=landmarks,
-                landmark_tolerance_mm=self.landmark_tolerance_mm,
-                landmark_folds=self.landmark_folds,
-                frame=int(self.frame) if self.frame.isdigit() else self.frame,
-                device=self.device,
-                seed=self.seed,
-                progress=progress,
-            )
-            result.journal.note("command", self._command())
-            result.save(self.output, self.overwrite)
-        return result
 
     def _command(self) -> dict[str, Any]:
         """The command line with a word in capitals for every file, and the files."""
@@ -208,18 +193,6 @@ class Register:
             words += ["--channel", *names, *rest]
         return {"line": " ".join(words), "files": files}
 
-    def _trained(self, settings: Settings) -> Settings:
-        """The settings with what --weights and --refine say."""
-        from crossmorph.settings import Learned
-
-        if isinstance(settings, Learned):
-            refine = settings.refine if self.refine is None else self.refine
-            return replace(settings, weights=str(self.weights or settings.weights), refine=refine)
-        if self.weights or self.refine is not None:
-            option = "weights" if self.weights else "refine"
-            raise InputError(f"--{option} is for trained networks; {self.system} is none")
-        return settings
-
     def _report(self, result: Result) -> None:
         from rich.console import Console
 
@@ -239,40 +212,29 @@ class Register:
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
 
 
-def parsed_channel(
-    words: tuple[str, ...],
-    fixed_spacing_mm: tuple[float, float, float] | None = None,
-    moving_spacing_mm: tuple[float, float, float] | None = None,
-) -> Channel:
-    """What --channel says, read.
+def parsed_channel(words: tuple[str, ...]) -> ChannelFiles:
+    """What --channel says.
 
     Raises:
-        InputError: it is not two files with perhaps a weight and a descriptor, or a file cannot be read.
+        InputError: it is not two files with perhaps a weight and a descriptor.
     """
-    from crossmorph import io
-    from crossmorph.channels import Channel
+    from crossmorph.job import ChannelFiles
 
     told = f"--channel takes FIXED MOVING [WEIGHT] [DESCRIPTOR], not {' '.join(words)!r}"
     if not 2 <= len(words) <= 4:
         raise InputError(told)
-    known = {name: (Descriptor(name),) for name in get_args(DescriptorName)}
-    weight: float = 1.0
-    describe: tuple[Descriptor, ...] = ()
+    weight = 1.0
+    descriptor: DescriptorName | None = None
     for word in words[2:]:
         try:
-            if word in known:
-                describe = known[word]
+            if word in get_args(DescriptorName):
+                descriptor = cast(DescriptorName, word)
             else:
                 weight = float(word)
         except ValueError:
-            raise InputError(f"{told}: {word!r} is neither a number nor one of {', '.join(known)}") from None
-    fixed, moving = Path(words[0]), Path(words[1])
-    return Channel(
-        io.read(fixed, spacing_mm=fixed_spacing_mm),
-        io.read(moving, spacing_mm=moving_spacing_mm),
-        weight,
-        describe,
-    )
+            known = ", ".join(get_args(DescriptorName))
+            raise InputError(f"{told}: {word!r} is neither a number nor one of {known}") from None
+    return ChannelFiles(Path(words[0]), Path(words[1]), weight, descriptor)
 
 
 def chosen_settings(
@@ -295,6 +257,17 @@ def chosen_settings(
     if not isinstance(settings, Mcbo):
         raise InputError(f"--memory is kept to by training-free systems; {system} is a trained network")
     return replace(settings, memory_gib=parsed_gib(memory))
+
+
+def trained_settings(settings: Settings, weights: Path | None, refine: int | None) -> Settings:
+    """Settings with what --weights and --refine say."""
+    if isinstance(settings, Learned):
+        refine = settings.refine if refine is None else refine
+        return replace(settings, weights=str(weights or settings.weights), refine=refine)
+    if weights or refine is not None:
+        option = "weights" if weights else "refine"
+        raise InputError(f"--{option} is for trained networks; {system_of(settings)} is none")
+    return settings
 
 
 def parsed_gib(text: str) -> float:

@@ -58,8 +58,7 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
             f"{system} needs weights: give the folder of a training with --weights "
             f"(`crossmorph train {system} PAIRS.csv -o RUN` makes one)"
         )
-    path = Path(weights)
-    path = path / WEIGHTS if path.is_dir() else path
+    path = weights_file(weights)
     about = described(path, system)
     side = path.with_suffix(".json")
     if "settings" not in about.get("training", {}):
@@ -68,6 +67,12 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
     network = NETWORKS[system](settings)
     load_weights(network, path, system)
     return Trained(network.to(device).eval(), settings.preprocessing, about)
+
+
+def weights_file(weights: str | Path) -> Path:
+    """The file of weights that a training's folder holds, or the file itself."""
+    path = Path(weights)
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def prepared(fixed: Image, moving: Image, linear: Affine, settings: Preprocessing) -> tuple[Grid, Volume, Volume]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,12 @@ Kept = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its number in the file, its files by column, and what it is for."""
+    """One line of a table: its number in the file, its files by column, what it is for, and its id."""
 
     number: int
     files: dict[str, Path]
     validation: bool
+    id: str = ""
 
     @property
     def name(self) -> str:
@@ -94,7 +95,7 @@ def read_table(path: Path) -> list[Row]:
 
     Raises:
         InputError: the table cannot be read, or a row has an empty cell, a missing file, one of two label maps, or
-            an unknown split; the message tells the row's number in the file, the header being row 1.
+            an unknown split; the message tells them all with the row's number in the file, the header being row 1.
     """
     rows = read_rows(path)
     header = rows[0].keys()
@@ -106,28 +107,34 @@ def read_table(path: Path) -> list[Row]:
             f"{path}: column {', '.join(missing)} is missing; a table of pairs has the columns fixed and moving, "
             f"one of volumes has image. The columns are {', '.join(header)}"
         )
-    found = []
+    found, wrong = [], []
     for number, row in enumerate(rows, start=2):
-        where = f"{path}, row {number}"
         files = {name: path.parent / row[name] for name in known if row.get(name)}
-        for name in needed:
-            if name not in files:
-                raise InputError(f"{where}: {name} is empty; every row needs {' and '.join(needed)}")
-        for name, file in files.items():
-            if not file.is_file():
-                raise InputError(f"{where}: there is no file {file} ({name}); paths are relative to the table")
-        if ("fixed_labels" in files) != ("moving_labels" in files):
-            raise InputError(f"{where}: labels are needed on both sides or on none")
-        if row.get("split", "") not in SPLIT:
-            raise InputError(f"{where}: split is {row['split']!r}; it must be train, validation or empty (train)")
-        found.append(Row(number, files, row.get("split") == "validation"))
+        wrong += [f"{path}, row {number}: {problem}" for problem in _problems(row, files, needed)]
+        found.append(Row(number, files, row.get("split") == "validation", row.get("id", "")))
+    if wrong:
+        raise InputError(";\n".join(wrong))
     return found if "split" in header else _last_tenth(found)
+
+
+def _problems(row: dict[str, str], files: dict[str, Path], needed: Sequence[str]) -> list[str]:
+    """What is wrong with a row. Images may be folders of DICOM files."""
+    empty = [name for name in needed if name not in files]
+    wrong = [f"{name} is empty; every row needs {' and '.join(needed)}" for name in empty]
+    for name, file in files.items():
+        if not (file.exists() if name in needed else file.is_file()):
+            wrong.append(f"there is no file {file} ({name}); paths are relative to the table")
+    if ("fixed_labels" in files) != ("moving_labels" in files):
+        wrong.append("labels are needed on both sides or on none")
+    if row.get("split", "") not in SPLIT:
+        wrong.append(f"split is {row['split']!r}; it must be train, validation or empty (train)")
+    return wrong
 
 
 def _last_tenth(rows: list[Row]) -> list[Row]:
     fewest = 2 if "image" in rows[0].files else 1
     first = len(rows) - max(fewest, len(rows) // 10)
-    return [Row(row.number, row.files, n >= first) for n, row in enumerate(rows)]
+    return [replace(row, validation=n >= first) for n, row in enumerate(rows)]
 
 
 def load_data(table: Path, settings: Preprocessing, cache: Path, progress: Report) -> Data:
