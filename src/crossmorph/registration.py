@@ -25,6 +25,7 @@ from crossmorph.space import Grid, gap_mm
 from crossmorph.systems.learned import Trained, displacement, load_trained
 from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import grid_of, information, mcbo
+from crossmorph.systems.segment import segmented
 from crossmorph.systems.volume import Volume
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
@@ -113,7 +114,17 @@ def register(
     if pairs is not None:
         journal.note("landmarks", _errors(pairs, {"before": begin, "linear": linear, "after": transform}))
     result = Result(
-        fixed, tuple(movings), transform, begin, settings, journal, seed, str(where), target, tuple(chosen)
+        fixed,
+        tuple(movings),
+        transform,
+        begin,
+        settings,
+        journal,
+        seed,
+        str(where),
+        target,
+        tuple(chosen),
+        _segmentations(target, chosen[0], trained, journal, where),
     )
     with journal.stage("judge"):
         result.verdict  # noqa: B018  # computed here so that its time is counted
@@ -195,6 +206,19 @@ def _learned(
     grid, volumes, field = displacement(trained, fixed, moving, linear, settings, journal, device)
     with journal.stage("transform"):
         return faded_field(field.cpu(), grid) if _helps(volumes, field, journal) else None
+
+
+def _segmentations(
+    fixed: Image, moving: Image, trained: Trained | None, journal: Journal, device: torch.device
+) -> dict[str, Labels]:
+    """Labels of both images, each on its own grid, where the trained network has segmenters."""
+    if trained is None or not trained.segmenters:
+        return {}
+    with journal.stage("segment"):
+        return {
+            "fixed": segmented(trained, fixed, "fixed", device),
+            "moving": segmented(trained, moving, "moving", device),
+        }
 
 
 def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
