@@ -18,7 +18,7 @@ WIDEST = 320
 """Most channels of a stage."""
 
 SMALLEST = 4
-"""Voxels that the coarsest stage has at least along each axis."""
+"""Voxels that the coarsest stage must have along each axis to learn."""
 
 
 class Excitation(nn.Module):
@@ -72,9 +72,10 @@ class Segmenter(nn.Module):
         """Scores.
 
         Raises:
-            InputError: sizes that cannot be halved so often, or leave too few voxels to the coarsest stage.
+            InputError: sizes that cannot be halved so often; in training also those that leave the coarsest stage
+                too few voxels.
         """
-        check_size(x.shape[2:], len(self.down))
+        check_size(x.shape[2:], len(self.down), SMALLEST if self.training else 1)
         x = (x - x.mean((2, 3, 4), keepdim=True)) / x.std((2, 3, 4), keepdim=True).clamp_min(1e-6)
         beside = []
         for part in self.down:
@@ -94,17 +95,17 @@ class Segmenter(nn.Module):
         return found
 
 
-def check_size(shape: Sequence[int], stages: int) -> None:
+def check_size(shape: Sequence[int], stages: int, least: int) -> None:
     """Refuse volumes that a segmenter of so many stages cannot take.
 
     Raises:
         InputError: the message says how many stages would fit.
     """
     halvings = 2 ** (stages - 1)
-    if any(n % halvings or n < SMALLEST * halvings for n in shape):
-        fitting = max(1, int(min(shape) / SMALLEST).bit_length())
+    if any(n % halvings or n < least * halvings for n in shape):
+        fitting = max(1, int(min(shape) / least).bit_length())
         raise InputError(
             f"a segmenter of {stages} stages needs sizes that are multiples of {halvings}, from "
-            f"{SMALLEST * halvings} on, not {tuple(shape)} voxels; set stages = {fitting}, take a smaller "
+            f"{least * halvings} on, not {tuple(shape)} voxels; set stages = {fitting}, take a smaller "
             "preprocessing.spacing_mm, or preprocessing.crop = false"
         )

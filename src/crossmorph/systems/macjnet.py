@@ -7,6 +7,7 @@ segmentations of both images agree. macMIND (``describe.macmind``) compares the 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -42,6 +43,12 @@ Ids = tuple[Collection[int], Collection[int]]
 """Of the label maps of a fixed and a moving volume."""
 
 SIDES = ("fixed", "moving")
+
+SEGMENTING = 400.0
+"""Bytes a voxel and feature while both segmenters learn from a pair with labels and one without; measured."""
+
+AGAIN = 0.5
+"""The share of them with ``checkpointing``."""
 
 VANISHED = 0.01
 """A segmenter that finds less than this share of what is labelled has collapsed."""
@@ -108,6 +115,23 @@ def with_labels(settings: MacJNetTraining, ids: Sequence[Ids]) -> MacJNetTrainin
     if not common:
         log.warning("no training pair has labels: the registration is trained alone, and nothing is segmented")
     return settings if settings.labels else replace(settings, labels=tuple(sorted(common)))
+
+
+def check_memory(settings: MacJNetTraining, shape: Sequence[int], free_bytes: float) -> None:
+    """Refuse a window that the segmenters, which need by far the most, cannot learn from in the memory there is.
+
+    Raises:
+        InputError: the message says what to set.
+    """
+    each = SEGMENTING * settings.features * (AGAIN if settings.checkpointing else 1.0)
+    needed = each * settings.batch * math.prod(shape)
+    if settings.labels and needed > free_bytes:
+        more = "" if settings.checkpointing else "checkpointing = true, "
+        raise InputError(
+            f"to learn from {' x '.join(map(str, shape))} voxels takes about {needed / 2**30:.1f} GiB; "
+            f"{free_bytes / 2**30:.1f} GiB are free. Set {more}fewer features than {settings.features}, or a "
+            f"wider preprocessing.spacing_mm than {settings.preprocessing.spacing_mm:g}"
+        )
 
 
 def turns(network: JointNetwork, settings: MacJNetTraining, seen: Seen) -> tuple[Turn, ...]:

@@ -17,6 +17,7 @@ from crossmorph.evaluate.overlap import label_overlap, mean_dice
 from crossmorph.evaluate.regularity import non_diffeomorphic_volume
 from crossmorph.networks.voxelmorph import MULTIPLE
 from crossmorph.optimise.terms import displaced
+from crossmorph.plan import available_bytes
 from crossmorph.resample import sample
 from crossmorph.systems import gradient_guidance, lumir, macjnet
 from crossmorph.systems.learned import NETWORKS
@@ -81,6 +82,7 @@ def train_registration(
     settings.check()
     if isinstance(settings, MacJNetTraining):
         settings = macjnet.with_labels(settings, data.ids)
+        macjnet.check_memory(settings, data.shape, free_bytes(fabric.device))
     if system in TURNS and fabric.world_size > 1:
         raise InputError(f"{system} is trained by one process; leave out --devices")
     if settings.batch % fabric.world_size:
@@ -88,7 +90,6 @@ def train_registration(
     torch.manual_seed(settings.seed)
     network = NETWORKS[system](settings)
     loss = LOSSES[system]
-
     known = tuple(n for n, (fixed, moving) in enumerate(data.ids) if set(fixed) & set(moving))
 
     @lru_cache(maxsize=2)  # turns of a step look at the same pairs
@@ -100,6 +101,46 @@ def train_registration(
     def batch_loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
         batch = batch_at(step, False)
         return loss(model(batch.fixed, batch.moving), batch, settings)
+
+    if system in TURNS:
+        turns = TURNS[system](network, settings, batch_at)
+    else:
+        adam = torch.optim.Adam(network.parameters(), lr=settings.rate, amsgrad=settings.amsgrad)
+        turns = (Turn(adam, lambda step: rate_at(step, settings), batch_loss),)
+    validate, pictures = _checks(network, loss, settings, data, fabric)
+    task = Task(
+        network=network,
+        turns=turns,
+        validate=validate,
+        architecture=system,
+        configuration={"settings": asdict(settings), "train": data.names, "validation": data.validation_names},
+        about={"preprocessing": _preprocessing(settings), **(about or {})},
+        clip=settings.clip,
+        average=settings.average,
+        names=lambda step: ", ".join(
+            data.names[_index(n, settings, range(len(data.names)))] for n in _numbers(step, settings, fabric)
+        ),
+        pictures=pictures,
+    )
+    epoch = max(1, len(data.names) // settings.batch)
+    return fit(
+        task,
+        folder,
+        settings.steps,
+        settings.seed,
+        resume,
+        validate_every=settings.validate_every or epoch,
+        write_every=min(10, epoch),
+        save_seconds=save_seconds,
+        progress=lambda step, numbers: progress("training", step / settings.steps, numbers),
+        fabric=fabric,
+    )
+
+
+def _checks(
+    network: torch.nn.Module, loss: Loss, settings: Training, data: Data, fabric: Fabric
+) -> tuple[Callable[[], dict[str, float]], Callable[[], dict[str, torch.Tensor]]]:
+    """What a validation measures, and the pictures that it shows."""
 
     @torch.no_grad()
     def seen(pair: Sample) -> tuple[Batch, dict[str, torch.Tensor]]:
@@ -123,39 +164,12 @@ def train_registration(
         pair = data.validation[0]()
         return {"fixed, moving, warped, grid": picture(pair, seen(pair)[1]["displacement"][0].cpu())}
 
-    plain = {"settings": asdict(settings), "train": data.names, "validation": data.validation_names}
-    if system in TURNS:
-        turns = TURNS[system](network, settings, batch_at)
-    else:
-        adam = torch.optim.Adam(network.parameters(), lr=settings.rate, amsgrad=settings.amsgrad)
-        turns = (Turn(adam, lambda step: rate_at(step, settings), batch_loss),)
-    task = Task(
-        network=network,
-        turns=turns,
-        validate=validate,
-        architecture=system,
-        configuration=plain,
-        about={"preprocessing": _preprocessing(settings), **(about or {})},
-        clip=settings.clip,
-        average=settings.average,
-        names=lambda step: ", ".join(
-            data.names[_index(n, settings, range(len(data.names)))] for n in _numbers(step, settings, fabric)
-        ),
-        pictures=pictures,
-    )
-    epoch = max(1, len(data.names) // settings.batch)
-    return fit(
-        task,
-        folder,
-        settings.steps,
-        settings.seed,
-        resume,
-        validate_every=settings.validate_every or epoch,
-        write_every=min(10, epoch),
-        save_seconds=save_seconds,
-        progress=lambda step, numbers: progress("training", step / settings.steps, numbers),
-        fabric=fabric,
-    )
+    return validate, pictures
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a device that may still be taken."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
 
 
 def generated(settings: Training, validation: int = 4) -> Data:
