@@ -81,8 +81,8 @@ class Benchmark:
     pairs: int = 20
     """Training pairs."""
 
-    edge: int = 32
-    """Voxels along each axis."""
+    shape: tuple[int, int, int] = (32, 32, 32)
+    """Voxels along each axis, multiples of 16."""
 
     spacing_mm: float = 8.5
     """Of a voxel."""
@@ -91,6 +91,9 @@ class Benchmark:
     """Of LapIRN."""
 
     features: int = 8
+    """Of the segmenters."""
+
+    stages: int = 4
     """Of the segmenters."""
 
     update_readme: bool = False
@@ -114,7 +117,7 @@ class Benchmark:
     @cache  # noqa: B019  # one object, one run
     def _pair(self, seed: int) -> Sample:
         """A generated pair on the working grid, its rigid motion undone, with labels, landmarks and all."""
-        pair = make_pair((self.edge,) * 3, self.spacing_mm, 15.0, seed)
+        pair = make_pair(self.shape, self.spacing_mm, 15.0, seed)
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = pair.motion.rotation, pair.motion.translation_mm
         rigid = Affine(matrix)
@@ -152,7 +155,7 @@ class Benchmark:
             pretrain_rate=2e-3,
             channels=self.channels,
             features=self.features,
-            stages=4,
+            stages=self.stages,
             labels=(LIVER,) if known else (),
             similarity=similarity,  # type: ignore[arg-type]
             similarity_weight=WEIGHTS[similarity],
@@ -166,7 +169,7 @@ class Benchmark:
         ids = tuple(((LIVER,), (LIVER,)) if n < known else ((), ()) for n in range(self.pairs))
         names = tuple(f"trunk {n}" for n in range(self.pairs))
         held = tuple(lambda seed=seed: self._pair(seed) for seed in CHOSEN_BY)
-        data = Data(names, tuple(f"trunk {n}" for n in CHOSEN_BY), drawn, held, (self.edge,) * 3, ids)
+        data = Data(names, tuple(f"trunk {n}" for n in CHOSEN_BY), drawn, held, self.shape, ids)
         folder = self.output / row
         folder.mkdir(exist_ok=True)
         resume = (folder / STATE).is_file()
@@ -198,8 +201,10 @@ class Benchmark:
 
     def _tables(self, found: dict[str, list[dict[str, float]]]) -> str:
         options = (
-            f"--steps {self.steps} --pretrain {self.pretrain} --pairs {self.pairs} --edge {self.edge} "
-            f"--spacing-mm {self.spacing_mm:g} --channels {self.channels} --features {self.features}"
+            f"--rows {' '.join(self.rows)} --steps {self.steps} --pretrain {self.pretrain} "
+            f"--pairs {self.pairs} --shape {' '.join(map(str, self.shape))} "
+            f"--spacing-mm {self.spacing_mm:g} --channels {self.channels} --features {self.features} "
+            f"--stages {self.stages}"
         )
         lines = [
             f"`python benchmarks/macjnet.py OUT {options}`, {time.strftime('%Y-%m-%d')}, one thread, "
