@@ -18,6 +18,7 @@ from crossmorph.settings import (
     Learned,
     Linear,
     Lumir,
+    MacJNet,
     Mcbo,
     Preprocessing,
     Refinement,
@@ -27,7 +28,14 @@ from crossmorph.settings import (
     presets,
     to_dict,
 )
-from crossmorph.train.settings import Augmentation, GradientGuidanceTraining, LumirTraining, Synthesis, Training
+from crossmorph.train.settings import (
+    Augmentation,
+    GradientGuidanceTraining,
+    LumirTraining,
+    MacJNetTraining,
+    Synthesis,
+    Training,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -213,7 +221,11 @@ def test_the_page_of_the_linear_stage_names_every_setting_with_its_default() -> 
 
 @pytest.mark.parametrize(
     ("page", "training", "use"),
-    [("gradient-guidance.md", GradientGuidanceTraining, GradientGuidance), ("lumir.md", LumirTraining, Lumir)],
+    [
+        ("gradient-guidance.md", GradientGuidanceTraining, GradientGuidance),
+        ("lumir.md", LumirTraining, Lumir),
+        ("macjnet.md", MacJNetTraining, MacJNet),
+    ],
 )
 def test_the_pages_of_learning_name_every_setting(page: str, training: type[Training], use: type[Learned]) -> None:
     """With the defaults where a row has one number; a row may name several keys of one table."""
@@ -240,7 +252,8 @@ def test_the_pages_of_learning_name_every_setting(page: str, training: type[Trai
 def test_every_setting_explains_itself() -> None:
     """Each field is followed by a docstring: the command line, the docs and the reader need it."""
     source = "".join(Path(PRESETS.parent / name).read_text() for name in ("settings.py", "train/settings.py"))
-    learning = (Learned, Preprocessing, Training, GradientGuidanceTraining, LumirTraining, Augmentation, Synthesis)
+    trainings = (Training, GradientGuidanceTraining, LumirTraining, MacJNetTraining)
+    learning = (Learned, Preprocessing, *trainings, Augmentation, Synthesis)
     for kind in (Mcbo, Descriptor, Refinement, Linear, *learning):
         inherited = {
             f.name for base in kind.__bases__ if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)

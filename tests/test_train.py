@@ -34,7 +34,7 @@ from crossmorph.train.disa import (
     started,
     train_disa,
 )
-from crossmorph.train.loop import METRICS, STATE, WEIGHTS, Task, fit
+from crossmorph.train.loop import METRICS, STATE, WEIGHTS, Task, Turn, fit
 from crossmorph.train.patches import (
     LOW,
     Volume,
@@ -87,9 +87,7 @@ def line_task(error: float | None = None) -> Task:
 
     return Task(
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=1.0),
-        rate=lambda step: 0.1 / (1 + step),
-        loss=loss,
+        turns=(Turn(torch.optim.AdamW(network.parameters(), lr=1.0), lambda step: 0.1 / (1 + step), loss),),
         validate=lambda: {
             "error": float((network.weight.detach() - 1).square().mean()) if error is None else error
         },
@@ -161,7 +159,8 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     task = line_task()
-    broken = replace(task, loss=lambda model, draw, step: model(torch.full((1, 3), math.nan)).sum())
+    spoilt = replace(task.turns[0], loss=lambda model, draw, step: model(torch.full((1, 3), math.nan)).sum())
+    broken = replace(task, turns=(spoilt,))
     with pytest.raises(InputError, match="the loss became nan at step 1"):
         fit(broken, tmp_path, 2, seed=0)
 

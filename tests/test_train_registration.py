@@ -24,7 +24,18 @@ from crossmorph.image import Labels
 from crossmorph.settings import PRESETS, presets, read_settings
 from crossmorph.train import registration
 from crossmorph.train.checkpoint import load_tensors
-from crossmorph.train.loop import EXPLODED, LAST, METRICS, STATE, WEIGHTS, Task, differences, fit, start_fabric
+from crossmorph.train.loop import (
+    EXPLODED,
+    LAST,
+    METRICS,
+    STATE,
+    WEIGHTS,
+    Task,
+    Turn,
+    differences,
+    fit,
+    start_fabric,
+)
 from crossmorph.train.registration import (
     generated,
     picture,
@@ -79,9 +90,7 @@ def line(loss: float | None = None, **changes: object) -> Task:
 
     return Task(
         network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        rate=lambda step: 0.1,
-        loss=of,
+        turns=(Turn(torch.optim.SGD(network.parameters(), lr=0.1), lambda step: 0.1, of),),
         validate=lambda: {"error": float((network.weight.detach() - 1).square().mean())},
         architecture="line",
         configuration={"kind": "line"},
@@ -113,7 +122,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path: Path) -> 
         return root if step == 3 else model(torch.ones(1, 3)).square().sum()
 
     with pytest.raises(InputError, match="the weights are not finite after step 4"):
-        fit(replace(task, loss=spoil), tmp_path, 9, seed=0, save_seconds=0)
+        fit(replace(task, turns=(replace(task.turns[0], loss=spoil),)), tmp_path, 9, seed=0, save_seconds=0)
     assert load_tensors(tmp_path / STATE)[1]["step"] == 3
 
 

@@ -22,6 +22,7 @@ from crossmorph.commands.plan import Plan
 from crossmorph.commands.register import Register
 from crossmorph.commands.report import Report
 from crossmorph.commands.rerun import Rerun
+from crossmorph.commands.segment import Segment
 from crossmorph.commands.train import Train
 from crossmorph.commands.tune import Tune
 from crossmorph.errors import InputError
@@ -42,6 +43,7 @@ Command = (
     | Annotated[Learn2Reg, subcommand("learn2reg")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Segment, subcommand("segment")]
     | Annotated[Demo, subcommand("demo")]
 )
 

@@ -26,6 +26,7 @@ from crossmorph.space import Grid, gap_mm
 from crossmorph.systems.learned import Trained, displacement, load_trained
 from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import grid_of, information, mcbo
+from crossmorph.systems.segment import segmented
 from crossmorph.systems.volume import Pair, Volume
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
@@ -119,7 +120,8 @@ def register(
         if landmark_folds:
             with journal.stage("landmark folds"):
                 journal.note("landmarks held out", task.held_out(places, landmark_folds))
-    result = Result(tuple(given), tuple(pairs), transform, begin, settings, journal, seed, str(where))
+    labels = _segmentations(pairs[0], trained, journal, where)
+    result = Result(tuple(given), tuple(pairs), transform, begin, settings, journal, seed, str(where), labels)
     with journal.stage("judge"):
         result.verdict  # noqa: B018  # computed here so that its time is counted
     return result
@@ -247,6 +249,19 @@ def _learned(
     grid, volumes, field = displacement(trained, pair.fixed, pair.moving, linear, settings, journal, device)
     with journal.stage("transform"):
         return faded_field(field.cpu(), grid) if _helps([volumes], field, journal) else None
+
+
+def _segmentations(
+    pair: Channel, trained: Trained | None, journal: Journal, device: torch.device
+) -> dict[str, Labels]:
+    """Labels of both images, each on its own grid, where the trained network has segmenters."""
+    if trained is None or not trained.segmenters:
+        return {}
+    with journal.stage("segment"):
+        return {
+            "fixed": segmented(trained, pair.fixed, "fixed", device),
+            "moving": segmented(trained, pair.moving, "moving", device),
+        }
 
 
 def _helps(pairs: list[Pair], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:

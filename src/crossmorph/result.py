@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from crossmorph.channels import Channel
 from crossmorph.confidence import expected_error
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
-from crossmorph.image import Image
+from crossmorph.image import Image, Labels
 from crossmorph.match.recheck import recheck
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
@@ -43,6 +44,7 @@ class Result:
         settings: as used, nothing left to defaults.
         journal: seconds and memory a stage, and what was chosen automatically.
         seed, device: of the run.
+        segmentations: labels of the ``"fixed"`` and the ``"moving"`` image, from a system that finds them.
     """
 
     channels: tuple[Channel, ...]
@@ -53,6 +55,7 @@ class Result:
     journal: Journal
     seed: int
     device: str
+    segmentations: Mapping[str, Labels] = field(default_factory=dict)
 
     @property
     def fixed(self) -> Image:
@@ -224,7 +227,8 @@ class Result:
         """Write the folder of a result, all of it or nothing.
 
         ``warped.nii.gz`` (or one ``warped_<name>.nii.gz`` a moving image), ``validity.nii.gz``, ``forward.h5`` and
-        ``inverse.h5`` (ITK composite transforms), ``record.json``, and ``report.html`` (see docs/report.md).
+        ``inverse.h5`` (ITK composite transforms), ``record.json``, and ``report.html`` (see docs/report.md);
+        ``fixed_labels.nii.gz`` and ``moving_labels.nii.gz`` where the system segments.
 
         Raises:
             InputError: ``out`` exists and ``overwrite`` is not set, or it cannot be written.
@@ -246,6 +250,8 @@ class Result:
                 for image in warped:
                     name = "warped" if len(warped) == 1 else f"warped_{image.name}"
                     io.write(image, folder / f"{name}.nii.gz")
+                for side, labels in self.segmentations.items():
+                    io.write(labels, folder / f"{side}_labels.nii.gz")
                 io.write(validity, folder / "validity.nii.gz")
                 io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")

@@ -194,6 +194,11 @@ class Lumir(Learned):
     """The encoder-only pyramid and its cascade, for pairs of one modality (Zhang et al. 2024)."""
 
 
+@dataclass(frozen=True)
+class MacJNet(Learned):
+    """LapIRN trained jointly with two segmenters, which segment both images too (Zhou et al. 2023)."""
+
+
 Settings = Mcbo | Learned
 """What a registration can be told."""
 
@@ -202,6 +207,7 @@ SYSTEMS: dict[str, type[Mcbo] | type[Learned]] = {
     "disa": Disa,
     "gradient-guidance": GradientGuidance,
     "lumir": Lumir,
+    "macjnet": MacJNet,
 }
 
 

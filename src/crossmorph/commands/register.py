@@ -36,8 +36,9 @@ class Register:
     """Align one or more moving images to a fixed image.
 
     Writes warped.nii.gz, forward.h5 and inverse.h5 (ITK transforms), validity.nii.gz, confidence.nii.gz (expected
-    error in mm), record.json and report.html into the output folder, all of them or none. Exit code 0: done; 2:
-    bad input; 3: done, but the verdict is failed.
+    error in mm), record.json and report.html into the output folder, all of them or none; a system that segments
+    adds fixed_labels.nii.gz and moving_labels.nii.gz. Exit code 0: done; 2: bad input; 3: done, but the verdict is
+    failed.
     """
 
     fixed: Positional[Annotated[Path, arg(metavar="FIXED")]]

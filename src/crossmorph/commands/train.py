@@ -242,6 +242,17 @@ class TrainLumir(TrainPairs):
 
 
 @dataclass(frozen=True)
+class TrainMacJNet(TrainPairs):
+    """Train a registration network and two segmenters that learn from each other (Zhou et al. 2023).
+
+    The table needs pairs of two modalities; some of them with labels on both sides, or the registration is trained
+    alone. The folder gets what that of gradient-guidance gets, and goes on with --resume like it.
+    """
+
+    system: ClassVar[str] = "macjnet"
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a network on your own volumes."""
 
@@ -249,6 +260,7 @@ class Train:
         Annotated[TrainDisa, subcommand("disa")]
         | Annotated[TrainGradientGuidance, subcommand("gradient-guidance")]
         | Annotated[TrainLumir, subcommand("lumir")]
+        | Annotated[TrainMacJNet, subcommand("macjnet")]
     ]
     """What to train."""
 
@@ -304,7 +316,8 @@ def _shown(quiet: bool) -> Iterator[Report]:
             )
 
 
+SHOWN = ("loss", "registration_loss", "segmentation_loss", "error", "dice", "tre_mm")
+
+
 def _words(numbers: dict[str, float]) -> str:
-    return " ".join(
-        f"{name} {numbers[name]:.4f}" for name in ("loss", "error", "dice", "tre_mm") if name in numbers
-    )
+    return " ".join(f"{name} {numbers[name]:.4f}" for name in SHOWN if name in numbers)

@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
+from crossmorph.describe.mind import window_mean
 from crossmorph.errors import InputError
 
 LAYOUT = ((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
@@ -176,8 +177,9 @@ def _one_scale(image: torch.Tensor, distance: int) -> torch.Tensor:
 
     squares = torch.stack([(shifted(a) - shifted(b)) ** 2 for a, b in PAIRS])
     low = (FLOOR * squares.mean()).clamp_min(torch.finfo(torch.float32).tiny)
-    windows = F.pad(squares[None], (RADIUS,) * 6, mode="replicate")
-    distances = F.avg_pool3d(windows, 2 * RADIUS + 1, stride=1)[0]
+    distances = squares
+    for axis in (1, 2, 3):
+        distances = window_mean(distances, axis, RADIUS)
     return torch.exp(-distances / distances.mean(0).clamp_min(low))
 
 

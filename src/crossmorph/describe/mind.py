@@ -68,7 +68,7 @@ def mind_ssc_reference(image: torch.Tensor, radius: int = 1, dilation: int = 2) 
 
     distances = torch.stack([(shifted(a) - shifted(b)) ** 2 for a, b in zip(NEAR, FAR, strict=True)])
     for axis in (1, 2, 3):
-        distances = _window_mean(distances, axis, radius)
+        distances = window_mean(distances, axis, radius)
     distances = distances - distances.amin(0)
     spread = distances.mean(0)
     mean = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
@@ -98,7 +98,7 @@ def mind(image: torch.Tensor) -> torch.Tensor:
         square = _between(image.float(), axis)
         mean = square
         for along in range(3):
-            mean = _window_mean(mean, along, 1)
+            mean = window_mean(mean, along, 1)
         n = image.shape[axis]
         distances += [mean.narrow(axis, 0, n), mean.narrow(axis, 1, n)]
     table = torch.stack(distances)
@@ -115,7 +115,7 @@ def _between(image: torch.Tensor, axis: int) -> torch.Tensor:
     return padded.diff(dim=axis).square()
 
 
-def _window_mean(values: torch.Tensor, axis: int, radius: int) -> torch.Tensor:
+def window_mean(values: torch.Tensor, axis: int, radius: int) -> torch.Tensor:
     """Mean of 2 radius + 1 neighbours along an axis, ends repeated; by sums of slices, far faster than pooling."""
     ends = [values.narrow(axis, place, 1) for place in (0, -1)]
     padded = torch.cat([*[ends[0]] * radius, values, *[ends[1]] * radius], axis)

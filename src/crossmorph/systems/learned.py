@@ -5,7 +5,7 @@ Training and use prepare a pair by the same function, with the settings that the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from crossmorph.preprocess import MIN_VOXELS, foreground, normalised, onto
 from crossmorph.record import Journal
 from crossmorph.settings import Learned, Preprocessing, Refinement, from_dict
 from crossmorph.space import Grid
-from crossmorph.systems import gradient_guidance, lumir
+from crossmorph.systems import gradient_guidance, lumir, macjnet
 from crossmorph.systems.mcbo import refined_on_pair
 from crossmorph.systems.volume import Pair, Volume
 from crossmorph.train.checkpoint import described, load_weights
@@ -31,6 +31,7 @@ from crossmorph.transform import Affine
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "gradient-guidance": gradient_guidance.network,
     "lumir": lumir.network,
+    "macjnet": macjnet.network,
 }
 """By system: the network of a training's settings. It maps fixed and moving (N, 1, I, J, K) to tensors by name, of
 which ``displacement`` (N, 3, I, J, K) float32 is in voxels along i, j, k, from fixed to moving."""
@@ -45,6 +46,16 @@ class Trained:
     network: nn.Module
     preprocessing: Preprocessing
     about: dict[str, Any]
+
+    @property
+    def registration(self) -> nn.Module:
+        """The part of the network that registers."""
+        return self.network.registration if isinstance(self.network, macjnet.JointNetwork) else self.network
+
+    @property
+    def segmenters(self) -> Mapping[str, nn.Module]:
+        """The parts that segment images of the ``"fixed"`` and the ``"moving"`` kind, if there are any."""
+        return dict(self.network.segmenters) if isinstance(self.network, macjnet.JointNetwork) else {}
 
 
 def load_trained(system: str, weights: str | Path, device: torch.device | str = "cpu") -> Trained:
@@ -160,8 +171,8 @@ def displacement(
         grid, *drawn = prepared(fixed, moving, linear, trained.preprocessing)
         first, second = (Volume(v.values.to(device), v.valid.to(device), v.weight.to(device)) for v in drawn)
     with journal.stage("network"), torch.inference_mode():
-        field = trained.network(first.values[None, None], second.values[None, None])["displacement"][0].float()
-    field = field.clone()  # an inference tensor cannot be refined
+        outputs = trained.registration(first.values[None, None], second.values[None, None])
+    field = outputs["displacement"][0].float().clone()  # an inference tensor cannot be refined
     kept = {name: trained.about.get(name) for name in ("architecture", "sha256", "preprocessing", "licence")}
     journal.note("weights", kept)
     if settings.refine:

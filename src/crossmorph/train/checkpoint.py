@@ -142,21 +142,20 @@ def _unpacked(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[st
         raise InputError(f"{path} is no safetensors file: {error}") from error
 
 
-def flattened(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def flattened(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
     """The state of an optimiser as tensors by name; its settings belong to the training's configuration."""
     return {
-        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
 
 
 def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what ``flattened`` gave."""
+    """Put back what ``flattened`` gave, without the prefix."""
     content = optimizer.state_dict()
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = tensor
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({**content, "state": state})

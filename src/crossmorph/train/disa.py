@@ -21,7 +21,7 @@ from crossmorph.describe.lc2 import gradient_length, lc2_pairs
 from crossmorph.errors import InputError
 from crossmorph.networks.disa import Conv, DisaNet, clipped
 from crossmorph.train.checkpoint import load_tensors, save_tensors
-from crossmorph.train.loop import Task, fit, start_fabric
+from crossmorph.train.loop import Task, Turn, fit, start_fabric
 from crossmorph.train.patches import WINDOW, Pool, Volume, cut_turned, draw_pool, random_turn
 
 POOL = {True: "pairs.safetensors", False: "pairs_unseen.safetensors"}
@@ -187,11 +187,14 @@ def train_disa(
     held = _pool(unseen, folder, configuration, settings, False, progress)
     volumes, unseen = ([replace(v, values=v.values.to(device)) for v in side] for side in (volumes, unseen))
     network = started(settings).to(device)
+    turn = Turn(
+        torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
+        lambda step: rate_at(step, settings),
+        lambda model, generator, step: batch_loss(model, volumes, pool, settings, generator, step),
+    )
     task = Task(
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay),
-        rate=lambda step: rate_at(step, settings),
-        loss=lambda model, generator, step: batch_loss(model, volumes, pool, settings, generator, step),
+        turns=(turn,),
         validate=lambda: summary(*predictions(network, unseen, held, settings)),
         architecture=ARCHITECTURE,
         configuration=configuration,

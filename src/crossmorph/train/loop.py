@@ -2,7 +2,7 @@
 
 After every save the folder holds
 
-    training.safetensors          network, optimiser, random state, step and configuration, to go on from
+    training.safetensors          network, optimisers, random state, step and configuration, to go on from
     weights.safetensors, .json    the network with the lowest validation error so far
     last.safetensors, .json       the network of the last validation
     metrics.csv                   a row each time losses are written or the network is validated
@@ -11,13 +11,12 @@ After every save the folder holds
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from crossmorph.errors import InputError
-from crossmorph.files import atomic_path
 from crossmorph.train.checkpoint import flattened, load_tensors, restore, save_tensors, save_weights
+from crossmorph.train.rows import silent, writer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,15 +50,35 @@ EXPLODED = 1e4
 
 
 @dataclass(frozen=True, eq=False)
+class Turn:
+    """What one optimiser does in a step.
+
+    Args:
+        optimizer: over parameters of the network; no other turn has them.
+        rate: learning rate as a function of the step, from 0; the turn is left out of a step where it is 0.
+        loss: one scalar to minimise, of the network (as Fabric wraps it), drawn with the generator, at a step from
+            0. With several processes it is this process's share, and the mean over them is minimised.
+        name: tells its losses and rates from those of other turns.
+    """
+
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    loss: Callable[[torch.nn.Module, torch.Generator, int], torch.Tensor]
+    name: str = ""
+
+    def labelled(self, word: str) -> str:
+        """A name for one of its numbers."""
+        return f"{self.name}_{word}" if self.name else word
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """What is trained, and how.
 
     Args:
         network: its parameters are optimised in place.
-        optimizer: over these parameters.
-        rate: learning rate as a function of the step, from 0.
-        loss: one scalar to minimise, of the network (as Fabric wraps it), drawn with the generator, at a step from
-            0. With several processes it is this process's share, and the mean over them is minimised.
+        turns: taken one after the other in every step; one for an ordinary training, several where parts of the
+            network learn in alternation.
         validate: numbers by name, the same in every process; the network with the lowest ``"error"`` is kept.
         architecture: name that the weights carry.
         configuration: everything that decides the result, as JSON; a training goes on only with the same.
@@ -71,9 +90,7 @@ class Task:
     """
 
     network: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]
-    loss: Callable[[torch.nn.Module, torch.Generator, int], torch.Tensor]
+    turns: tuple[Turn, ...]
     validate: Callable[[], dict[str, float]]
     architecture: str
     configuration: Mapping[str, Any]
@@ -142,7 +159,7 @@ def fit(
         task: see ``Task``.
         folder: exists; with ``resume`` it holds an earlier state of the same configuration.
         steps: optimiser steps in total, those before a resumption among them.
-        seed: of the generator that ``task.loss`` draws with, the same in every process.
+        seed: of the generator that losses draw with, the same in every process.
         resume: go on from the state in the folder; without one there, start.
         validate_every: steps between validations; the last step is always validated.
         write_every: steps between rows of losses.
@@ -156,20 +173,23 @@ def fit(
     """
     fabric = fabric or start_fabric()
     state = _State(torch.Generator().manual_seed(seed), _copied(task) if task.average else {})
-    model, optimizer = fabric.setup(task.network, task.optimizer)  # to the device, where a state is loaded then
+    # to the device, where a state is loaded then
+    model, *optimizers = fabric.setup(task.network, *(turn.optimizer for turn in task.turns))
     if resume and (folder / STATE).exists():
         _resume(task, folder / STATE, state, fabric)
     state.mean = {name: tensor.to(fabric.device) for name, tensor in state.mean.items()}
     saved, numbers = time.monotonic(), dict(state.best)
     with ExitStack() as stack:
-        write = _writer(folder, state.step, stack) if fabric.is_global_zero else _silent
+        write = writer(folder / METRICS, state.step, stack) if fabric.is_global_zero else silent
         while state.step < steps:
-            state.losses.append(_step(task, model, optimizer, state, folder, fabric))
+            _step(task, model, optimizers, state, folder, fabric)
             step = state.step
             if step % write_every == 0:
-                numbers["loss"] = sum(state.losses) / len(state.losses)
-                write(step, {"loss": numbers["loss"], "rate": task.rate(step - 1)}, {})
-                state.losses = []
+                means = {name: sum(values) / len(values) for name, values in state.losses.items()}
+                rates = {turn.labelled("rate"): turn.rate(step - 1) for turn in task.turns}
+                write(step, means | rates, {})
+                numbers |= means
+                state.losses = {}
             progress(step, numbers)
             checked = step == steps or step % validate_every == 0
             if checked:
@@ -193,14 +213,14 @@ def fit(
 
 @dataclass
 class _State:
-    """What changes while a training runs, apart from the network and the optimiser; ``losses`` await their row."""
+    """What changes while a training runs, apart from network and optimisers; ``losses`` await their row."""
 
     generator: torch.Generator
     mean: dict[str, torch.Tensor]
     step: int = 0
     saved: int = 0
-    first: float = math.nan
-    losses: list[float] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=lambda: {"error": math.inf})
 
 
@@ -221,27 +241,37 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def _step(task: Task, model: Any, optimizer: Any, state: _State, folder: Path, fabric: Fabric) -> float:
-    """One step of the optimiser; the loss is the mean over all processes, so that they stop together."""
-    for group in task.optimizer.param_groups:
-        group["lr"] = task.rate(state.step)
+def _step(task: Task, model: Any, optimizers: Sequence[Any], state: _State, folder: Path, fabric: Fabric) -> None:
+    """One step of every optimiser whose turn it is."""
     model.train()
-    task.optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(model, state.generator, state.step)
-    value = float(fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]  # a tensor stays one
-    state.first = value if math.isnan(state.first) else state.first
-    if not math.isfinite(value) or abs(value) > EXPLODED * (1 + abs(state.first)):
-        raise _broken(f"the loss became {value:g} at step {state.step + 1}", task, folder, state)
-    fabric.backward(loss)
-    if task.clip:
-        fabric.clip_gradients(model, optimizer, max_norm=task.clip, error_if_nonfinite=False)
-    optimizer.step()
+    for turn, optimizer in zip(task.turns, optimizers, strict=True):
+        rate = turn.rate(state.step)
+        if not rate:
+            continue
+        for group in turn.optimizer.param_groups:
+            group["lr"] = rate
+        turn.optimizer.zero_grad(set_to_none=True)
+        loss = turn.loss(model, state.generator, state.step)
+        _note(loss, turn.labelled("loss"), task, state, folder, fabric)
+        fabric.backward(loss)
+        if task.clip:
+            fabric.clip_gradients(model, optimizer, max_norm=task.clip, error_if_nonfinite=False)
+        optimizer.step()
     state.step += 1
     if task.average:
         decay = min(task.average, (1 + state.step) / (10 + state.step))
         for name, tensor in task.network.state_dict().items():
             state.mean[name].lerp_(tensor, 1 - decay)
-    return value
+
+
+def _note(loss: torch.Tensor, name: str, task: Task, state: _State, folder: Path, fabric: Fabric) -> None:
+    """Keep a loss for its row, as the mean over all processes, so that they stop together if it has exploded."""
+    value = float(fabric.all_reduce(loss.detach(), reduce_op="mean"))  # type: ignore[arg-type]  # a tensor stays one
+    first = state.first.setdefault(name, value)
+    if not math.isfinite(value) or abs(value) > EXPLODED * (1 + abs(first)):
+        words = name.replace("_", " ")
+        raise _broken(f"the {words} became {value:g} at step {state.step + 1}", task, folder, state)
+    state.losses.setdefault(name, []).append(value)
 
 
 def _broken(what: str, task: Task, folder: Path, state: _State) -> InputError:
@@ -280,7 +310,8 @@ def _save_state(task: Task, folder: Path, state: _State, fabric: Fabric) -> None
     _check_finite(task, folder, state)
     tensors = {f"network.{name}": tensor for name, tensor in task.network.state_dict().items()}
     tensors |= {f"mean.{name}": tensor for name, tensor in state.mean.items()}
-    tensors |= flattened(task.optimizer)
+    for turn in task.turns:
+        tensors |= flattened(turn.optimizer, turn.labelled("optimizer"))
     tensors["generator"] = state.generator.get_state()
     about = {
         "configuration": _identity(task),
@@ -318,55 +349,10 @@ def _resume(task: Task, path: Path, state: _State, fabric: Fabric) -> None:
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     task.network.load_state_dict(part("network."))
-    restore(task.optimizer, tensors)
+    for turn in task.turns:
+        restore(turn.optimizer, part(f"{turn.labelled('optimizer')}."))
     fabric.strategy.precision.load_state_dict(about["scaler"])
     state.mean = part("mean.")
     state.generator.set_state(tensors["generator"])
     state.step = state.saved = int(about["step"])
-    state.first, state.losses, state.best = float(about["first"]), list(about["losses"]), dict(about["best"])
-
-
-Writer = Callable[[int, Mapping[str, float], Mapping[str, torch.Tensor]], None]
-
-
-def _silent(step: int, numbers: Mapping[str, float], pictures: Mapping[str, torch.Tensor]) -> None:
-    """The writer of every process but the first."""
-
-
-def _writer(folder: Path, step: int, stack: ExitStack) -> Writer:
-    """A function that appends numbers to metrics.csv and, where installed, these and pictures to TensorBoard."""
-    path = folder / METRICS
-    rows = _rows_until(path, step)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("step", "name", "value"), *rows])
-    file = stack.enter_context(path.open("a", newline="", encoding="utf-8"))
-    table = csv.writer(file)
-    board: Any = None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        stack.callback(board.close)
-    except ImportError:
-        pass
-
-    def write(step: int, numbers: Mapping[str, float], pictures: Mapping[str, torch.Tensor]) -> None:
-        for name, value in numbers.items():
-            table.writerow((step, name, f"{value:.6g}"))
-            if board is not None:
-                board.add_scalar(name, value, step)
-        for name, picture in pictures.items():
-            if board is not None:
-                board.add_image(name, picture, step)
-        file.flush()
-
-    return write
-
-
-def _rows_until(path: Path, step: int) -> list[tuple[str, ...]]:
-    """The rows of an earlier metrics.csv that the state to go on from knows of."""
-    if step == 0 or not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    return [tuple(row) for row in rows if row and int(row[0]) <= step]
+    state.first, state.losses, state.best = about["first"], about["losses"], about["best"]

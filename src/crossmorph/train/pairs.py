@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ VOLUME = ("image", "labels", "mask")
 SPLIT = ("", "train", "validation")
 """Values of the column ``split`` of both; without it the last tenth of the rows is for validation."""
 
-FORMAT = 1
+FORMAT = 2
 """Changes when what is kept changes."""
 
 Report = Callable[[str, float, dict[str, float]], None]
@@ -81,6 +81,7 @@ class Data:
         sample: that of an index of an epoch and of a generator, which a volume's partner is drawn with.
         validation: one function a sample.
         shape: the largest size along each axis.
+        ids: of the label maps of the fixed and the moving volume, two a sample; none where there are no labels.
     """
 
     names: tuple[str, ...]
@@ -88,6 +89,7 @@ class Data:
     sample: Callable[[int, torch.Generator], Sample]
     validation: tuple[Callable[[], Sample], ...]
     shape: tuple[int, ...]
+    ids: tuple[tuple[Collection[int], Collection[int]], ...]
 
 
 def read_table(path: Path) -> list[Row]:
@@ -162,16 +164,17 @@ def load_data(table: Path, settings: Preprocessing, cache: Path, progress: Repor
     for done, row in enumerate(rows):
         progress("preparing", done / len(rows), {})
         paths[row.number] = _kept(row, rows[0] if volumes else None, settings, cache)
-    shapes = [load_about(path)["shape"] for path in paths.values()]
-    shape = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    abouts = {number: load_about(path) for number, path in paths.items()}
+    shape = tuple(max(sizes) for sizes in zip(*(about["shape"] for about in abouts.values()), strict=True))
     if volumes:
-        return _of_volumes(seen, held, paths, shape)
+        return _of_volumes(seen, held, paths, shape, [abouts[row.number]["ids"] for row in seen])
     return Data(
         tuple(row.name for row in seen),
         tuple(row.name for row in held),
         lambda index, generator: _load_pair(seen[index], paths),
         tuple(partial(_load_pair, row, paths) for row in held),
         shape,
+        tuple((ids["fixed_labels"], ids["moving_labels"]) for ids in (abouts[row.number]["ids"] for row in seen)),
     )
 
 
@@ -224,8 +227,12 @@ def _tensors(volume: Volume, side: str) -> dict[str, torch.Tensor]:
     return {side: volume.values, f"{side}_valid": volume.valid}
 
 
-def _about(grid: Grid, linear: Matrix) -> dict[str, Any]:
-    return {"shape": grid.shape, "affine": grid.affine.tolist(), "linear": linear.tolist()}
+def _about(grid: Grid, linear: Matrix, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    ids = {
+        name: [int(i) for i in torch.unique(tensors[name]).tolist() if i] if name in tensors else []
+        for name in ("labels", "fixed_labels", "moving_labels")
+    }
+    return {"shape": grid.shape, "affine": grid.affine.tolist(), "linear": linear.tolist(), "ids": ids}
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------
@@ -259,7 +266,7 @@ def _prepare_pair(
     if "points" in row.files:
         points = io.read_point_pairs(row.files["points"])
         tensors |= {"fixed_points": points[0].xyz, "moving_points": points[1].xyz}
-    return tensors, _about(grid, linear.matrix)
+    return tensors, _about(grid, linear.matrix, tensors)
 
 
 def _load_pair(row: Row, paths: dict[int, Path]) -> Sample:
@@ -283,7 +290,7 @@ def _prepare_volume(row: Row, reference: Row, settings: Preprocessing, cache: Pa
     tensors = _tensors(shown(onto(image, grid, linear), settings.fixed_window), "image")
     if "labels" in row.files:
         tensors["labels"] = resample_labels(io.read_labels(row.files["labels"]), grid, linear).data.int()
-    return tensors, _about(grid, linear.matrix)
+    return tensors, _about(grid, linear.matrix, tensors)
 
 
 def _load_two(fixed: Row, moving: Row, paths: dict[int, Path]) -> Sample:
@@ -298,12 +305,20 @@ def _load_two(fixed: Row, moving: Row, paths: dict[int, Path]) -> Sample:
     return Sample(f"{moving.name} to {fixed.name}", **tensors, **both, grid=grid, linear=np.eye(4))
 
 
-def _of_volumes(seen: Sequence[Row], held: Sequence[Row], paths: dict[int, Path], shape: tuple[int, ...]) -> Data:
+def _of_volumes(
+    seen: Sequence[Row],
+    held: Sequence[Row],
+    paths: dict[int, Path],
+    shape: tuple[int, ...],
+    ids: Sequence[dict[str, list[int]]],
+) -> Data:
     """Each volume is the moving one once an epoch, with a random partner; validation pairs each with the next."""
 
     def sample(index: int, generator: torch.Generator) -> Sample:
         other = int(torch.randint(1, len(seen), (1,), generator=generator))
         return _load_two(seen[(index + other) % len(seen)], seen[index], paths)
+
+    common = set(ids[0]["labels"]).intersection(*(row["labels"] for row in ids))  # whoever the partner is
 
     def pair(n: int) -> Callable[[], Sample]:
         return lambda: _load_two(held[(n + 1) % len(held)], held[n], paths)
@@ -314,4 +329,5 @@ def _of_volumes(seen: Sequence[Row], held: Sequence[Row], paths: dict[int, Path]
         sample,
         tuple(pair(n) for n in range(len(held))),
         shape,
+        ((common, common),) * len(seen),
     )

@@ -17,25 +17,35 @@ from crossmorph.evaluate.overlap import label_overlap, mean_dice
 from crossmorph.evaluate.regularity import non_diffeomorphic_volume
 from crossmorph.networks.voxelmorph import MULTIPLE
 from crossmorph.optimise.terms import displaced
+from crossmorph.plan import available_bytes
 from crossmorph.resample import sample
-from crossmorph.systems import gradient_guidance, lumir
+from crossmorph.systems import gradient_guidance, lumir, macjnet
 from crossmorph.systems.learned import NETWORKS
 from crossmorph.train.augment import augmented, synthetic
-from crossmorph.train.loop import Task, fit
+from crossmorph.train.loop import Task, Turn, fit
 from crossmorph.train.pairs import Data, Report
 from crossmorph.train.sample import Batch, Sample
-from crossmorph.train.settings import Training
+from crossmorph.train.settings import MacJNetTraining, Training, rate_at
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Loss = Callable[[dict[str, torch.Tensor], Batch, Any], torch.Tensor]
 
-LOSSES: dict[str, Loss] = {"gradient-guidance": gradient_guidance.loss, "lumir": lumir.loss}
+LOSSES: dict[str, Loss] = {
+    "gradient-guidance": gradient_guidance.loss,
+    "lumir": lumir.loss,
+    "macjnet": macjnet.loss,
+}
 """By system: the loss of a network's outputs on a batch under a training's settings."""
 
-METRICS = ("loss", "dice", "tre_mm", "ndv_percent")
-"""What a validation finds, as far as labels or landmarks are there."""
+TURNS: dict[str, Callable[[Any, Any, macjnet.Seen], tuple[Turn, ...]]] = {"macjnet": macjnet.turns}
+"""By system, for those whose parts learn in alternation: what each does in a step, of the network, the settings
+and the batches (of a step; with True of pairs that have labels). The others have one turn: to lower their loss."""
+
+METRICS = ("loss", "dice", "fixed_dice", "moving_dice", "tre_mm", "ndv_percent")
+"""What a validation finds, as far as labels or landmarks are there; ``fixed_dice`` and ``moving_dice`` of
+segmentations."""
 
 
 def train_registration(
@@ -63,58 +73,53 @@ def train_registration(
         progress: told the stage, its share and the newest numbers.
 
     Returns:
-        The numbers of the best validation: ``error`` (1 - Dice; without labels the TRE; without landmarks the
-        loss) and ``METRICS``.
+        The numbers of the best validation: ``error`` (1 - Dice, the mean of all there are; without labels the TRE;
+        without landmarks the loss) and ``METRICS``.
 
     Raises:
         InputError: bad settings, a folder with another training, or a loss that is not finite.
     """
     settings.check()
+    if isinstance(settings, MacJNetTraining):
+        settings = macjnet.with_labels(settings, data.ids)
+        macjnet.check_memory(settings, data.shape, free_bytes(fabric.device))
+    if system in TURNS and fabric.world_size > 1:
+        raise InputError(f"{system} is trained by one process; leave out --devices")
     if settings.batch % fabric.world_size:
         raise InputError(f"a batch of {settings.batch} pairs cannot be shared by {fabric.world_size} processes")
     torch.manual_seed(settings.seed)
     network = NETWORKS[system](settings)
     loss = LOSSES[system]
+    known = tuple(n for n, (fixed, moving) in enumerate(data.ids) if set(fixed) & set(moving))
+
+    @lru_cache(maxsize=2)  # turns of a step look at the same pairs
+    def batch_at(step: int, labelled: bool) -> Batch:
+        among = known if labelled else range(len(data.names))
+        numbers = _numbers(step, settings, fabric)
+        return Batch.of([_at(number, settings, data, among) for number in numbers], fabric.device)
 
     def batch_loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
-        batch = Batch.of(
-            [_at(number, settings, data) for number in _numbers(step, settings, fabric)], fabric.device
-        )
+        batch = batch_at(step, False)
         return loss(model(batch.fixed, batch.moving), batch, settings)
 
-    @torch.no_grad()
-    def seen(pair: Sample) -> tuple[Batch, dict[str, torch.Tensor]]:
-        network.eval()
-        batch = Batch.of([pair], fabric.device)
-        return batch, network(batch.fixed, batch.moving)
-
-    def validate() -> dict[str, float]:
-        rows = torch.full((len(data.validation), len(METRICS)), math.nan, dtype=torch.float64)
-        for n in range(fabric.global_rank, len(rows), fabric.world_size):
-            pair = data.validation[n]()
-            batch, outputs = seen(pair)
-            found = measured(pair, outputs["displacement"][0].cpu())
-            found["loss"] = float(loss(outputs, batch, settings))
-            rows[n] = torch.tensor([found.get(name, math.nan) for name in METRICS], dtype=torch.float64)
-        return _summary(rows, fabric)
-
-    def pictures() -> dict[str, torch.Tensor]:
-        pair = data.validation[0]()
-        return {"fixed, moving, warped, grid": picture(pair, seen(pair)[1]["displacement"][0].cpu())}
-
-    plain = {"settings": asdict(settings), "train": data.names, "validation": data.validation_names}
+    if system in TURNS:
+        turns = TURNS[system](network, settings, batch_at)
+    else:
+        adam = torch.optim.Adam(network.parameters(), lr=settings.rate, amsgrad=settings.amsgrad)
+        turns = (Turn(adam, lambda step: rate_at(step, settings), batch_loss),)
+    validate, pictures = _checks(network, loss, settings, data, fabric)
     task = Task(
         network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=settings.rate, amsgrad=settings.amsgrad),
-        rate=lambda step: rate_at(step, settings),
-        loss=batch_loss,
+        turns=turns,
         validate=validate,
         architecture=system,
-        configuration=plain,
+        configuration={"settings": asdict(settings), "train": data.names, "validation": data.validation_names},
         about={"preprocessing": _preprocessing(settings), **(about or {})},
         clip=settings.clip,
         average=settings.average,
-        names=lambda step: ", ".join(_name(n, settings, data) for n in _numbers(step, settings, fabric)),
+        names=lambda step: ", ".join(
+            data.names[_index(n, settings, range(len(data.names)))] for n in _numbers(step, settings, fabric)
+        ),
         pictures=pictures,
     )
     epoch = max(1, len(data.names) // settings.batch)
@@ -132,6 +137,41 @@ def train_registration(
     )
 
 
+def _checks(
+    network: torch.nn.Module, loss: Loss, settings: Training, data: Data, fabric: Fabric
+) -> tuple[Callable[[], dict[str, float]], Callable[[], dict[str, torch.Tensor]]]:
+    """What a validation measures, and the pictures that it shows."""
+
+    @torch.no_grad()
+    def seen(pair: Sample) -> tuple[Batch, dict[str, torch.Tensor]]:
+        network.eval()
+        batch = Batch.of([pair], fabric.device)
+        return batch, network(batch.fixed, batch.moving)
+
+    def validate() -> dict[str, float]:
+        rows = torch.full((len(data.validation), len(METRICS)), math.nan, dtype=torch.float64)
+        for n in range(fabric.global_rank, len(rows), fabric.world_size):
+            pair = data.validation[n]()
+            batch, outputs = seen(pair)
+            found = measured(pair, outputs["displacement"][0].cpu())
+            if isinstance(settings, MacJNetTraining):
+                found |= segmented_dice(pair, outputs, settings.labels)
+            found["loss"] = float(loss(outputs, batch, settings))
+            rows[n] = torch.tensor([found.get(name, math.nan) for name in METRICS], dtype=torch.float64)
+        return _summary(rows, fabric)
+
+    def pictures() -> dict[str, torch.Tensor]:
+        pair = data.validation[0]()
+        return {"fixed, moving, warped, grid": picture(pair, seen(pair)[1]["displacement"][0].cpu())}
+
+    return validate, pictures
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a device that may still be taken."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
+
+
 def generated(settings: Training, validation: int = 4) -> Data:
     """Nothing but generated pairs, other ones each epoch; as validation a few that never change."""
     shape = [n + -n % MULTIPLE for n in settings.synthesis.shape]
@@ -146,15 +186,8 @@ def generated(settings: Training, validation: int = 4) -> Data:
         lambda index, generator: one(generator),
         tuple(lambda n=n: one(seeded(settings.seed, 2, n)) for n in range(validation)),  # type: ignore[misc]
         tuple(shape),
+        ((range(1, settings.synthesis.labels),) * 2,) * settings.synthesis.pairs,
     )
-
-
-def rate_at(step: int, settings: Training) -> float:
-    """The learning rate of a step, counted from 0."""
-    share = step / settings.steps
-    if settings.schedule == "cosine":
-        return settings.rate * 0.5 * (1 + math.cos(math.pi * share))
-    return settings.rate * ((1 - share) ** 0.9 if settings.schedule == "poly" else 1.0)
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -175,19 +208,19 @@ def _order(seed: int, epoch: int, count: int) -> list[int]:
     return found
 
 
-def _name(number: int, settings: Training, data: Data) -> str:
-    epoch, place = divmod(number, len(data.names))
-    return data.names[_order(settings.seed, epoch, len(data.names))[place]]
+def _index(number: int, settings: Training, among: Sequence[int]) -> int:
+    """Which of some samples comes at a number: each once an epoch, in a random order."""
+    epoch, place = divmod(number, len(among))
+    return among[_order(settings.seed, epoch, len(among))[place]]
 
 
-def _at(number: int, settings: Training, data: Data) -> Sample:
+def _at(number: int, settings: Training, data: Data, among: Sequence[int]) -> Sample:
     """The sample of a number: pair, partner and changes follow from the number and the seed alone."""
     generator = seeded(settings.seed, 1, number)
     if float(torch.rand(1, generator=generator)) < settings.synthesis.share:
         spacing = settings.preprocessing.spacing_mm
         return synthetic(data.shape, spacing, settings.synthesis, generator)
-    epoch, place = divmod(number, len(data.names))
-    pair = data.sample(_order(settings.seed, epoch, len(data.names))[place], generator)
+    pair = data.sample(_index(number, settings, among), generator)
     pair = augmented(pair, settings.augmentation, generator)
     return pair.padded(data.shape) if settings.batch > 1 else pair
 
@@ -209,13 +242,25 @@ def measured(pair: Sample, field: torch.Tensor) -> dict[str, float]:
     return found
 
 
+def segmented_dice(pair: Sample, outputs: dict[str, torch.Tensor], ids: Sequence[int]) -> dict[str, float]:
+    """Dice of the segmentations of both sides, as far as there are labels."""
+    found = {}
+    for side, truth in (("fixed", pair.fixed_labels), ("moving", pair.moving_labels)):
+        if truth is not None and ids:
+            classes = outputs[f"{side}_scores"][0].argmax(0).cpu()
+            given = torch.tensor((0, *ids), dtype=truth.dtype)[classes]
+            found[f"{side}_dice"] = mean_dice(label_overlap(truth, given, ids=ids))
+    return found
+
+
 def _summary(rows: torch.Tensor, fabric: Fabric) -> dict[str, float]:
     """Means over the pairs of all processes, and the error that the best network is chosen by."""
     there = rows.isfinite()
     sums = torch.stack([rows.nan_to_num(0, 0, 0).sum(0), there.double().sum(0)])
     total, count = fabric.all_reduce(sums, reduce_op="sum").cpu()  # type: ignore[union-attr]
     found = {name: float(t / c) for name, t, c in zip(METRICS, total, count, strict=True) if c}
-    error = 1 - found["dice"] if "dice" in found else found.get("tre_mm", found.get("loss", math.inf))
+    dices = [found[name] for name in ("dice", "fixed_dice", "moving_dice") if name in found]
+    error = 1 - sum(dices) / len(dices) if dices else found.get("tre_mm", found.get("loss", math.inf))
     return {"error": error, **found}
 
 

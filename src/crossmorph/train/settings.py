@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -201,7 +202,97 @@ class LumirTraining(Training):
                 raise InputError(f"training: {rule}; given {self}")
 
 
+@dataclass(frozen=True)
+class MacJNetTraining(Training):
+    """Joint training of a registration network and two segmenters (Zhou et al. 2023)."""
+
+    rate: float = 2e-5
+    """Learning rate of the registration network in the joint training."""
+
+    segment_rate: float = 1e-5
+    """Of the segmenters in the joint training."""
+
+    pretrain_rate: float = 1e-4
+    """Of all networks before."""
+
+    pretrain: int = 12_000
+    """First steps, in which the networks learn apart: LapIRN level by level (a quarter of them at a quarter of the
+    resolution, a quarter at half, the rest at the full one), the segmenters on labels, and in the second half
+    also on what they say of unlabelled pairs themselves."""
+
+    freeze: int = 200
+    """Steps after a level of LapIRN joins, in which the coarser ones do not learn."""
+
+    joint: bool = True
+    """After the pretraining the networks learn from each other; else they go on apart."""
+
+    registration: Literal["lapirn", "vm", "gated", "pyramid"] = "lapirn"
+    """LapIRN, VoxelMorph, the dual branch of gradient guidance, or the pyramid of LUMIR, these as by default."""
+
+    version: Literal["disp", "diff"] = "disp"
+    """LapIRN: fields of the levels add up to a displacement, or to a velocity."""
+
+    channels: int = 28
+    """LapIRN: of all features, even."""
+
+    gates: bool = True
+    """LapIRN: attention gates on the skip connections."""
+
+    features: int = 32
+    """Segmenters: channels at full resolution."""
+
+    stages: int = 5
+    """Segmenters: resolutions, each half of the one before, 1 to 5; volumes need 4 * 2^(stages - 1) voxels."""
+
+    labels: tuple[int, ...] = ()
+    """Ids to segment. Empty: all that fixed and moving label maps of the training pairs have in common."""
+
+    similarity: Literal["macmind", "mind", "ssc", "mi"] = "macmind"
+    """What both images have to agree in: macMIND, MIND of six neighbours or MIND-SSC, all by squared difference,
+    or local mutual information."""
+
+    similarity_weight: float = 20.0
+    """Weight of the similarity."""
+
+    label_weight: float = 2.0
+    """Weight of 1 - Dice of the labels."""
+
+    smoothness: float = 0.5
+    """Weight of the squared gradient of the displacement."""
+
+    reproduce: bool = False
+    """LapIRN does as its released code does, and no masks enter the loss of the registration."""
+
+    def check(self) -> None:
+        """As for ``Training``; also the networks and the schedule."""
+        super().check()
+        weights = (self.similarity_weight, self.label_weight, self.smoothness)
+        rules = {
+            "segment_rate and pretrain_rate must be above 0": min(self.segment_rate, self.pretrain_rate) > 0,
+            "pretrain and freeze must not be negative": min(self.pretrain, self.freeze) >= 0,
+            "channels must be even, from 2": self.channels >= 2 and self.channels % 2 == 0,
+            "features must be at least 2": self.features >= 2,
+            "stages must lie between 1 and 5": 1 <= self.stages <= 5,
+            "labels must be different ids above 0": len(set(self.labels)) == len(self.labels)
+            and min(self.labels, default=1) > 0,
+            "the weights must not be negative": min(weights) >= 0,
+            "synthesis.share must be 0, as generated pairs have other labels": self.synthesis.share == 0,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise InputError(f"training: {rule}; given {self}")
+
+
+def rate_at(step: int, settings: Training) -> float:
+    """The learning rate of a step, counted from 0."""
+    share = step / settings.steps
+    if settings.schedule == "cosine":
+        return settings.rate * 0.5 * (1 + math.cos(math.pi * share))
+    return settings.rate * ((1 - share) ** 0.9 if settings.schedule == "poly" else 1.0)
+
+
 TRAININGS: dict[str, type[Training]] = {
     "gradient-guidance": GradientGuidanceTraining,
     "lumir": LumirTraining,
+    "macjnet": MacJNetTraining,
 }
