@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
-from crossmorph.optimise.field import refine, resize
+from crossmorph.optimise.field import Adam, refine, resize, resize_back
 from crossmorph.optimise.terms import DescriptorSSD, folding, smooth
 
 
@@ -117,6 +118,28 @@ def test_resizing_keeps_the_motion_in_the_world(shape: tuple[int, int, int]) -> 
     expected = (share * torch.tensor(shape)[:, None, None, None]).expand(3, *shape)
     torch.testing.assert_close(new, expected)
     torch.testing.assert_close(resize(field, shape, scaled=False), (share * old).expand(3, *shape))
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 5), (3, 4, 6), (5, 2, 1)])
+def test_compiled_resizing_agrees_with_torch_and_has_its_adjoint(shape: tuple[int, int, int]) -> None:
+    field = noise(3, 5, 4, 3)
+    expected = F.interpolate(field[None], shape, mode="trilinear", align_corners=False)[0]
+    torch.testing.assert_close(resize(field, shape, scaled=False), expected)
+    if all(new >= old for new, old in zip(shape, field.shape[1:], strict=True)):
+        gradient = noise(3, *shape, seed=1)
+        there, back = (resize(field, shape) * gradient).sum(), (field * resize_back(gradient, (5, 4, 3))).sum()
+        torch.testing.assert_close(there, back)
+
+
+def test_adam_steps_as_that_of_torch() -> None:
+    start, own = noise(3, 4, 5, 6), noise(3, 4, 5, 6)
+    theirs = start.clone().requires_grad_()
+    adam, oracle = Adam(own, 0.1), torch.optim.Adam([theirs], 0.1)
+    for seed in range(5):
+        theirs.grad = noise(3, 4, 5, 6, seed=seed)
+        oracle.step()
+        adam.step(theirs.grad)
+    torch.testing.assert_close(own, theirs.detach())
 
 
 # -- how much detail ---------------------------------------------------------------------------------------------

@@ -156,6 +156,11 @@ def world_blocks(grid: Grid, device: torch.device | str = "cpu") -> Iterator[tup
     total, (_, nj, nk) = math.prod(grid.shape), grid.shape
     for start in range(0, total, BLOCK):
         part = slice(start, min(start + BLOCK, total))
+        if device.type == "cpu":
+            from crossmorph.kernels.points import centres
+
+            yield part, centres(grid.affine, grid.shape, part.start, part.stop)
+            continue
         flat = torch.arange(part.start, part.stop, device=device)
         voxels = torch.stack((flat // (nj * nk), flat // nk % nj, flat % nk), -1)
         yield part, grid.to_world(voxels.to(dtype))
