@@ -16,6 +16,7 @@ from crossmorph.transform import (
     invert_field,
     jacobian_determinant,
 )
+from crossmorph.transform.inverse import _solve, _solved
 
 GRID = tilted_grid((24, 22, 26), (2.5, 3, 2.5), center=(0, 0, 0))
 
@@ -138,6 +139,18 @@ def test_chain_with_a_field_inverts() -> None:
     points = world(GRID)[inner(GRID)]
     np.testing.assert_allclose(chain.inverse()(chain(points)), points, atol=0.25)
     assert chain.transforms[0].inverse() is chain.transforms[0].inverse()
+
+
+@pytest.mark.parametrize("size", [4.0, 40.0])  # the second one folds
+def test_compiled_and_torch_solutions_agree(size: float) -> None:
+    forward = Warp(a=size, b=6).field(GRID)
+    targets = world(GRID)[::2, ::2, ::2].reshape(-1, 3)
+    one, other = (solve(forward, targets, 1e-4, 40) for solve in (_solved, _solve))
+    gaps = [(forward(x) - targets).norm(dim=1) for x in (one, other)]
+    solved = [gap < 1e-3 for gap in gaps]
+    assert torch.equal(solved[0], solved[1])
+    if size == 4:
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
 def test_result_does_not_depend_on_threads() -> None:

@@ -300,6 +300,10 @@ def test_ties_go_to_the_lowest_label_and_outside_is_background() -> None:
     assert resample_labels(large, large.grid).ids == [2**40]
 
 
+def noise(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 # -- coarser grids -----------------------------------------------------------------------------------------------
 
 
@@ -310,6 +314,26 @@ def test_gaussian_agrees_with_scipy() -> None:
     for sigmas in ([1.0, 0.0, 2.5], [0.6, 1.2, 0.8]):
         expected = [gaussian_filter(c, sigmas, mode="nearest", truncate=3.5) for c in data.double().numpy()]
         np.testing.assert_allclose(gaussian(data, sigmas), expected, atol=2e-3)
+
+
+def test_compiled_and_torch_smoothing_agree() -> None:
+    data = noise(2, 9, 4, 12, seed=3)
+    for sigmas in ([1.0, 0.0, 2.5], [0.6, 5.0, 0.8]):  # the second line is shorter than its kernel
+        np.testing.assert_allclose(gaussian(data, sigmas), module._gaussian_torch(data, sigmas), atol=1e-5)
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_axis_by_axis_downsampling_is_smoothing_then_sampling(hole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = tilted_grid((24, 20, 22), (1, 1.5, 1), rotation_deg=(10, 20, 30))
+    coarse = grid.respaced((2.5, 1.2, 1.7)).padded((1, 0, 2), (0, 3, 1))
+    valid = torch.ones(grid.shape, dtype=torch.bool)
+    valid[3:9, 4:12, 8:] = not hole
+    image = Image(noise(1, *grid.shape, seed=4), grid, valid)
+    found = downsample(image, coarse)
+    monkeypatch.setattr(module, "_plain", lambda data: False)
+    expected = downsample(image, coarse)
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-5)
+    assert torch.equal(found.valid, expected.valid)
 
 
 def test_downsampling_keeps_linear_functions_and_suppresses_noise() -> None:

@@ -161,3 +161,9 @@ def test_map_points_keeps_kind_and_type() -> None:
         assert map_points(matrix, points).dtype == points.dtype
     assert map_points(matrix, torch.ones(4, 5, 3)).shape == (4, 5, 3)
     np.testing.assert_array_equal(map_points(matrix, torch.ones(3)).numpy(), [2, 3, 4])
+
+
+def test_compiled_and_plain_points_agree() -> None:
+    matrix = tilted_grid((3, 3, 3), (1, 2, 3), rotation_deg=(10, 20, 30)).affine
+    points = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(map_points(matrix, points), map_points(matrix, points.numpy()), rtol=1e-13)

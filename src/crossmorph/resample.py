@@ -8,7 +8,7 @@ value is given and the result is not valid. This is what ITK does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol
@@ -19,7 +19,7 @@ from torch.nn.functional import grid_sample
 
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
-from crossmorph.space import Grid, inside
+from crossmorph.space import FACE, Grid, inside
 
 Mode = Literal["linear", "nearest", "cubic"]
 
@@ -156,6 +156,11 @@ def world_blocks(grid: Grid, device: torch.device | str = "cpu") -> Iterator[tup
     total, (_, nj, nk) = math.prod(grid.shape), grid.shape
     for start in range(0, total, BLOCK):
         part = slice(start, min(start + BLOCK, total))
+        if device.type == "cpu":
+            from crossmorph.kernels.points import centres
+
+            yield part, centres(grid.affine, grid.shape, part.start, part.stop)
+            continue
         flat = torch.arange(part.start, part.stop, device=device)
         voxels = torch.stack((flat // (nj * nk), flat // nk % nj, flat % nk), -1)
         yield part, grid.to_world(voxels.to(dtype))
@@ -262,19 +267,35 @@ def downsample(image: Image, like: Grid) -> Image:
         An image on ``like``, valid where at least half of the weight came from valid voxels, both grids being of
         one space. Elsewhere the value is the fill of ``guess_fill``.
     """
-    spans = np.linalg.norm(image.grid.inverse_affine[:3, :3] @ like.affine[:3, :3], axis=1)
-    sigmas = np.sqrt(np.maximum(spans**2 - 1, 0)) / (2 * math.sqrt(2 * math.log(2)))
     fill, _ = guess_fill(image)
     if image.valid.all():
-        return resample(replace(image, data=gaussian(image.data, sigmas.tolist())), like, fill=fill)
+        return _smoothly_drawn(image, like, fill)
     weights = image.valid[None].to(image.data.dtype)
-    both = gaussian(torch.cat((image.data * weights, weights)), sigmas.tolist())
-    whole = replace(image, data=both, valid=torch.ones_like(image.valid))
-    drawn = resample(whole, like, fill=0)
+    whole = replace(image, data=torch.cat((image.data * weights, weights)), valid=torch.ones_like(image.valid))
+    drawn = _smoothly_drawn(whole, like, 0.0)
     weight = drawn.data[-1:]
     valid = weight[0] > 0.5
     data = torch.where(valid, drawn.data[:-1] / weight.clamp(min=0.5), torch.full_like(weight, fill))
     return replace(drawn, data=data, valid=valid)
+
+
+def _smoothly_drawn(image: Image, like: Grid, fill: float) -> Image:
+    """``downsample`` of an image that is valid everywhere; one axis after the other where grids share axes."""
+    steps = image.grid.inverse_affine[:3, :3] @ like.affine[:3, :3]
+    sigmas = np.sqrt(np.maximum((steps**2).sum(1) - 1, 0)) / (2 * math.sqrt(2 * math.log(2)))
+    skewed = np.abs(steps - np.diag(np.diag(steps))).max() * max(like.shape) > 1e-3
+    if skewed or not _plain(image.data):
+        return resample(replace(image, data=gaussian(image.data, sigmas.tolist())), like, fill=fill)
+    from crossmorph.kernels.axes import along_axes, interpolation
+
+    lines = [first + step * np.arange(n) for first, step, n in zip(
+        image.grid.to_voxel(like.origin), np.diag(steps), like.shape, strict=True
+    )]  # fmt: skip
+    axes = list(zip(lines, image.grid.shape, sigmas, strict=True))
+    values = along_axes(image.data, [interpolation(line, n, _bell(sigma)) for line, n, sigma in axes])
+    seen = [torch.from_numpy((line >= -0.5 - FACE) & (line <= n - 0.5 + FACE)) for line, n, _ in axes]
+    valid = seen[0][:, None, None] & seen[1][:, None] & seen[2]
+    return replace(image, data=torch.where(valid, values, values.new_tensor(fill)), grid=like, valid=valid)
 
 
 def blurred_like(image: Image, grid: Grid) -> Image:
@@ -285,21 +306,40 @@ def blurred_like(image: Image, grid: Grid) -> Image:
     return downsample(image, image.grid.respaced(spacing))
 
 
-def gaussian(data: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
+def gaussian(data: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
     """Gaussian smoothing of (C, I, J, K) along its three axes, widths in voxels, border values continued."""
-    for axis, sigma in enumerate(sigmas, start=1):
-        if sigma < 1e-3:
-            continue
-        reach = math.ceil(3 * sigma)
-        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-        kernel /= kernel.sum()
-        size = data.shape[axis]
+    if not _plain(data):
+        return _gaussian_torch(data, sigmas)
+    from crossmorph.kernels.axes import along_axes, interpolation
+
+    axes = zip(data.shape[1:], map(_bell, sigmas), strict=True)
+    return along_axes(
+        data, [interpolation(np.arange(float(n)), n, bell) if len(bell) > 1 else None for n, bell in axes]
+    )
+
+
+def _gaussian_torch(data: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    for axis, bell in enumerate(map(_bell, sigmas), start=1):
+        size, reach = data.shape[axis], len(bell) // 2
         index = torch.arange(-reach, size + reach, device=data.device).clamp(0, size - 1)
         wide = data.index_select(axis, index)
         data = torch.zeros_like(data)
-        for shift, weight in enumerate(kernel.tolist()):
+        for shift, weight in enumerate(bell):
             data.add_(wide.narrow(axis, shift, size), alpha=weight)
     return data
+
+
+def _bell(sigma: float) -> list[float]:
+    """A Gaussian of some voxels' width, cut off at three times that and normalised; 1 for almost no width."""
+    reach = math.ceil(3 * sigma) if sigma >= 1e-3 else 0
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
+    bell: list[float] = (kernel / kernel.sum()).tolist()
+    return bell
+
+
+def _plain(data: torch.Tensor) -> bool:
+    """Whether compiled kernels can take it: float32 on the processor, nothing to be differentiated."""
+    return data.dtype == torch.float32 and data.device.type == "cpu" and not data.requires_grad
 
 
 # -- the value outside -------------------------------------------------------------------------------------------

@@ -26,6 +26,10 @@ def map_points(matrix: Array, points: P) -> P:
     """Send points (..., 3) through a 4x4 matrix; numpy stays numpy, torch stays torch of the same type."""
     if isinstance(points, np.ndarray):
         return points @ matrix[:3, :3].T.astype(points.dtype) + matrix[:3, 3].astype(points.dtype)
+    if points.device.type == "cpu" and str(points.dtype) == "torch.float64" and not points.requires_grad:
+        from crossmorph.kernels.points import mapped
+
+        return mapped(matrix, points.reshape(-1, 3)).reshape(points.shape)
     linear, offset = points.new_tensor(matrix[:3, :3]), points.new_tensor(matrix[:3, 3])
     return offset.addmm(points.reshape(-1, 3), linear.T).reshape(points.shape)
 

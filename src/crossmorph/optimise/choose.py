@@ -4,44 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-import torch
+T = TypeVar("T")
 
 SMOOTHNESS = (30.0, 10.0, 3.0, 1.0, 0.3)
 """Candidates, from little detail to much."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A chosen weight, the field fitted with it, and the score of each candidate tried."""
+class Choice(Generic[T]):
+    """A chosen weight, what was fitted with it, and the score of each candidate tried."""
 
     smoothness: float
-    field: torch.Tensor
+    fitted: T
     scores: dict[float, float]
 
 
 def choose_smoothness(
-    fit: Callable[[float, torch.Tensor], torch.Tensor],
-    score: Callable[[torch.Tensor], float],
-    start: torch.Tensor,
+    fit: Callable[[float, T], T],
+    score: Callable[[T], float],
+    start: T,
     gain: float,
-) -> Choice:
+) -> Choice[T]:
     """Fit smoothly, then with more and more detail, until detail does not pay.
 
     Args:
-        fit: field fitted with a smoothness, from a field to begin with: that of the candidate before.
+        fit: a field fitted with a smoothness, from one to begin with: that of the candidate before.
         score: of a field; the larger the better. It must not be what was fitted: noise that a weak regulariser
             follows raises the fitted similarity, true motion raises others as well.
         start: field that the first candidate begins with.
         gain: each candidate must raise the score by this share of its size, or the one before is taken.
     """
-    best: Choice | None = None
+    best: Choice[T] | None = None
     scores: dict[float, float] = {}
     for weight in SMOOTHNESS:
-        field = fit(weight, start if best is None else best.field)
-        scores[weight] = round(score(field), 5)
+        fitted = fit(weight, start if best is None else best.fitted)
+        scores[weight] = round(score(fitted), 5)
         if best is not None and scores[weight] - scores[best.smoothness] < gain * abs(scores[best.smoothness]):
             break
-        best = Choice(weight, field, scores)
+        best = Choice(weight, fitted, scores)
     assert best is not None
     return best

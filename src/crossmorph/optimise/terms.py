@@ -53,17 +53,21 @@ def regularity(
     fold_weight: float,
     floor: float = 0.3,
     anchor: torch.Tensor | None = None,
+    onto: torch.Tensor | None = None,
 ) -> tuple[float, torch.Tensor]:
-    """smoothness * diffusion(field - anchor) + fold_weight * folding(field), and its gradient (3, I, J, K)."""
+    """smoothness * diffusion(field - anchor) + fold_weight * folding(field), and its gradient (3, I, J, K).
+
+    The gradient is added to ``onto``, which is returned, where that is given.
+    """
     change = field if anchor is None else field - anchor
     if field.is_cuda:
         first, pull = with_gradient(lambda u: smoothness * diffusion(u), change)
         second, push = with_gradient(lambda u: fold_weight * folding(u, floor), field)
-        return first + second, pull + push
+        return first + second, pull + push if onto is None else onto.add_(pull + push)
     from crossmorph.kernels import field as kernels
 
     array = field.contiguous().numpy()
-    gradient = np.zeros_like(array)
+    gradient = np.zeros_like(array) if onto is None else onto.numpy()
     total = kernels.diffusion(change.contiguous().numpy(), smoothness, gradient)
     if fold_weight and min(array.shape[1:]) > 1:
         total += kernels.folding(array, floor, fold_weight, gradient)

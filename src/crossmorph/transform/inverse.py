@@ -11,6 +11,9 @@ from crossmorph.resample import sample, world_blocks
 from crossmorph.space import Grid, inside
 from crossmorph.transform.field import DisplacementField
 
+STEP = 1e-3
+"""Voxels between the places whose difference stands for a derivative."""
+
 
 class Inverse(NamedTuple):
     """An inverse displacement field and how good it is.
@@ -62,7 +65,7 @@ def invert_field(
     residual = torch.empty(total, device=device)
     covered = torch.empty(total, dtype=torch.bool, device=device)
     for part, y in world_blocks(grid, device):
-        x = _solve(forward, y, tolerance_mm, max_iterations)
+        x = _solved(forward, y, tolerance_mm, max_iterations)
         field[:, part] = (x - y).T.float()
         residual[part] = (forward(x) - y).norm(dim=-1).float()
         covered[part] = inside(forward.grid.to_voxel(x), forward.grid.shape)
@@ -70,9 +73,19 @@ def invert_field(
     return Inverse(inverse, residual.reshape(grid.shape), covered.reshape(grid.shape))
 
 
-def _solve(forward: DisplacementField, y: torch.Tensor, tolerance_mm: float, max_iterations: int) -> torch.Tensor:
+def _solved(forward: DisplacementField, y: torch.Tensor, tolerance_mm: float, max_iterations: int) -> torch.Tensor:
     """(n, 3) points y -> (n, 3) points x with T(x) = y, as nearly as can be."""
-    step = 1e-3 * float(forward.grid.spacing.min())
+    if y.device.type != "cpu":
+        return _solve(forward, y, tolerance_mm, max_iterations)
+    from crossmorph.kernels.points import inverted
+
+    step = STEP * float(forward.grid.spacing.min())
+    return inverted(forward.field, forward.grid.inverse_affine, y, step, tolerance_mm, max_iterations)
+
+
+def _solve(forward: DisplacementField, y: torch.Tensor, tolerance_mm: float, max_iterations: int) -> torch.Tensor:
+    """``_solved`` in plain torch."""
+    step = STEP * float(forward.grid.spacing.min())
     x = 2 * y - _continued(forward, y)
     gap = _continued(forward, x) - y
     damping = torch.full_like(y[:, 0], 1e-6)
