@@ -325,20 +325,20 @@ def test_fusion_compares_modes_with_each_alone(tmp_path: Path, monkeypatch: pyte
     nib.Nifti1Image(ones, AFFINE).to_filename(tmp_path / "fixed_mask.nii.gz")
     asked = []
 
-    def register(fixed: object, moving: list[object], *, settings: Mcbo) -> object:
-        asked.append((len(moving), settings.fusion, settings.linear.model))
-        shift = SHIFT_MM if len(moving) == 2 else SHIFT_MM - 1
+    def register(fixed: object, moving: object, *, channels: list[object], settings: Mcbo) -> object:
+        asked.append((1 + len(channels), settings.fusion))
+        shift = SHIFT_MM if channels else SHIFT_MM - 1
         return type("Result", (), {"transform": Affine.translation([shift, 0, 0])})()
 
     monkeypatch.setattr(crossmorph, "register", register)
-    rows = list(fusion.compare("p", case, case, "default"))
-    assert [count for count, _, _ in asked] == [1, 1, 2, 2, 2]
-    assert [mode for _, mode, _ in asked[2:]] == list(fusion.MODES)
-    assert {model for *_, model in asked} == {"none"}
+    rows = list(fusion.compare("p", case, case, case.fixed, Mcbo(), ""))
+    assert [count for count, _ in asked] == [1, 1, 1, 2, 2, 2, 2]
+    assert [mode for _, mode in asked[3:]] == [*fusion.MODES, "cost"]
     means = {row["moving"]: row for row in fusion.means([*rows, *rows])}
-    assert means["T1 alone"]["tre_mean_mm"] == pytest.approx(1)
-    assert means["both, mean"]["tre_mean_mm"] == pytest.approx(0, abs=1e-6)
-    assert means["both, signed"]["cases"] == 2
+    assert means["T1-T2"]["tre_mean_mm"] == pytest.approx(1)
+    assert means["T1-T2 and FLAIR-T1"]["tre_mean_mm"] == pytest.approx(0, abs=1e-6)
+    assert means["T1-T2 and FLAIR-T2, signed"]["cases"] == 2
+    assert len(list(fusion.compare("p", case, case, case.fixed, Mcbo(), "FLAIR-T1$"))) == 2
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------
