@@ -25,6 +25,9 @@ QUIET = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # Sampling what a registration does, and ticking, cost processor time for nothing here.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500 ms",
     "distributed.comm.timeouts.connect": f"{SECONDS} s",
 }
 
@@ -126,9 +129,9 @@ def queued(queue: Queue, options: str, size: Size) -> Iterator[Crew]:
     with dask.config.set(QUIET), queue_cluster(queue, options, size) as cluster:
 
         async def submitted() -> None:
-            await cluster
+            cluster.scale(jobs=size.workers)
+            await cluster._correct_state()  # what scale does by itself, but its errors only reach a log
 
-        cluster.scale(jobs=size.workers)
         try:
             cluster.sync(submitted)
         except (OSError, RuntimeError, ValueError) as error:
