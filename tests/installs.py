@@ -1,0 +1,166 @@
+"""Whether what is shipped installs and works: python tests/installs.py [--lowest]
+
+A wheel is built from a source distribution, which is built from the files of the repository alone. It is installed
+into an environment of the core dependencies, and into one for every extra, where everything must be importable
+that needs no other extra. Such an environment is made in a second: links to those packages of this Python's
+environment that the case asks for. ``--lowest`` downloads the oldest versions that pyproject.toml allows, instead;
+torch, whose older versions come with gigabytes of CUDA, stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+import tyro
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CASES = ("", "report", "train", "dicom", "micro", "mesh", "tune", "cohort")
+"""Core alone, and each extra alone."""
+
+FREE = ("torch",)
+"""Not taken at its lowest version."""
+
+IMPORTS = """
+import importlib, pkgutil, crossmorph
+for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        print(module.name, error.name)
+"""
+
+
+@dataclass(frozen=True)
+class Installs:
+    """Build, install and import."""
+
+    lowest: bool = False
+    """The oldest versions of the dependencies."""
+
+    def run(self) -> None:
+        """Every case; the first that fails ends it."""
+        with tempfile.TemporaryDirectory() as name:
+            wheel = built(Path(name))
+            for extra in CASES:
+                python = environment(Path(name) / (extra or "core"), extra, self.lowest)
+                pip(python, "install", "--no-deps", "--quiet", str(wheel))
+                pip(python, "check")
+                check_imports(python, extra)
+                check_commands(python, Path(name))
+                print(f"{extra or 'core'}: installed, imported, run", flush=True)
+                shutil.rmtree(python.parent.parent)
+
+
+def built(folder: Path) -> Path:
+    """The wheel, made from the source distribution of the files that git knows."""
+    source = folder / "source"
+    names = call("git", "-C", str(ROOT), "ls-files", "-z").split("\0")
+    for name in filter(None, names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    call(sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source))
+    shutil.rmtree(source)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    assert list((folder / "dist").glob("*.tar.gz")), "no source distribution"
+    return wheel
+
+
+def environment(folder: Path, extra: str, lowest: bool) -> Path:
+    """A Python that sees what core and an extra ask for, and nothing else."""
+    call(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    python = folder / "bin" / "python"
+    wanted = asked("", extra)
+    site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    link(closure([need for need in wanted if not lowest or need.name in FREE]), site)
+    if lowest:
+        needs = [re.sub(r">=", "==", str(need)) for need in wanted if need.name not in FREE]
+        pip(python, "install", "--quiet", "--only-binary", ":all:", *needs)
+    return python
+
+
+def asked(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for; "" is the core."""
+    found: list[Requirement] = []
+    for extra in extras:
+        lines = PROJECT["optional-dependencies"].get(extra, ()) if extra else PROJECT["dependencies"]
+        for need in map(Requirement, lines):
+            found += asked(*need.extras) if need.name == PROJECT["name"] else [need]
+    return found
+
+
+def closure(needs: Iterable[Requirement]) -> set[str]:
+    """Names of the distributions here that these ask for, directly or not."""
+    found: set[str] = set()
+    open_ends = [(need, extra) for need in needs for extra in ("", *need.extras)]
+    seen: set[tuple[str, str]] = set()
+    while open_ends:
+        need, extra = open_ends.pop()
+        if (need.name.lower(), extra) in seen:
+            continue
+        seen.add((need.name.lower(), extra))
+        found.add(need.name)
+        for line in distribution(need.name).requires or ():
+            inner = Requirement(line)
+            if inner.marker is None or inner.marker.evaluate({"extra": extra}):
+                open_ends += [(inner, name) for name in ("", *inner.extras)]
+    return found
+
+
+def link(names: Iterable[str], site: Path) -> None:
+    """Show the packages of these distributions to another environment."""
+    for name in names:
+        files = distribution(name).files or ()
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            place = site / top
+            if not place.exists():
+                place.symlink_to(distribution(name).locate_file(top))
+
+
+def check_imports(python: Path, extra: str) -> None:
+    """Only what needs another extra may be missing, and by name of a package of that extra."""
+    failed = dict(line.split() for line in call(str(python), "-c", IMPORTS).splitlines())
+    others = {need.name.replace("-", "_") for case in CASES if case for need in asked(case)}
+    mine = {need.name.replace("-", "_") for need in asked("", extra)}
+    wrong = {module: missing for module, missing in failed.items() if missing.split(".")[0] not in others - mine}
+    assert not wrong, f"{extra or 'core'}: {wrong} cannot be imported"
+
+
+def check_commands(python: Path, folder: Path) -> None:
+    """Help, and a command that reads and writes."""
+    program = str(python.with_name("crossmorph"))
+    assert "register" in call(program, "--help")
+    (folder / "a.tfm").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_3_3\n"
+        "Parameters: 1 2 3\nFixedParameters:\n"
+    )
+    call(program, "invert", str(folder / "a.tfm"), "-o", str(folder / "b.tfm"))
+    assert "-1 -2 -3" in (folder / "b.tfm").read_text()
+    (folder / "b.tfm").unlink()
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """This environment's pip at work in another one."""
+    call(sys.executable, "-m", "pip", "--python", str(python), *arguments)
+
+
+def call(*command: str) -> str:
+    """What a program prints; all of it where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    tyro.cli(Installs, description=__doc__).run()
