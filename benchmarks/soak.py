@@ -29,7 +29,7 @@ from tyro.conf import arg
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("number", "fixed", "moving", "relation", "outcome", "reasons", "seconds", "rss_mib")
 ENDINGS = (".nii.gz", ".mgz", ".mha")
-NO_IMAGES = re.compile(r"label|seg|mask|lesion|DLMUSE|_gt")
+NO_IMAGES = re.compile(r"label|_seg|gmseg|mask|lesion|DLMUSE|_gt")
 
 BODIES = (
     (r"ixi_train/(IXI\d+)", "head"),

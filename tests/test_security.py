@@ -80,7 +80,7 @@ def test_no_module_runs_fetches_or_unpacks_what_files_hold() -> None:
 
 # -- a whole run -------------------------------------------------------------------------------------------------
 
-NAME = "Doe^Jane"
+NAME = "Quimby^Zelda"
 """The patient."""
 
 
@@ -104,7 +104,7 @@ def series(folder: Path) -> Path:
             folder / f"{k:03}.dcm",
             k,
             PatientName=NAME,
-            PatientID="JaneDoe77",
+            PatientID="QuimbyZelda77",
             ImageOrientationPatient=[-1, 0, 0, 0, -1, 0],
             ImagePositionPatient=(lps @ [0, 0, k, 1])[:3].tolist(),
             PixelSpacing=[2.0, 2.0],
@@ -132,5 +132,5 @@ def test_a_run_stays_offline_and_tells_no_names(tmp_path: Path, monkeypatch: pyt
     for path in written:
         content = path.read_bytes()
         content += gzip.GzipFile(fileobj=bytes_io.BytesIO(content)).read() if path.suffix == ".gz" else b""
-        for word in (b"Doe", b"Jane"):
+        for word in (b"Quimby", b"Zelda"):
             assert word not in content, f"{path.name} tells {word!r}"
