@@ -1,4 +1,4 @@
-"""Whether what is shipped installs and works: python tests/installs.py [--lowest]
+"""Whether what is shipped installs and works: python tests/installs.py [CASE ...] [--lowest]
 
 A wheel is built from a source distribution, which is built from the files of the repository alone. It is installed
 into an environment of the core dependencies, and into one for every extra, where everything must be importable
@@ -22,11 +22,12 @@ from pathlib import Path
 
 import tyro
 from packaging.requirements import Requirement
+from tyro.conf import Positional
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CASES = ("", "report", "train", "dicom", "micro", "mesh", "tune", "cohort")
-"""Core alone, and each extra alone."""
+CASES = ("core", "report", "train", "dicom", "micro", "mesh", "tune", "cohort")
+"""The dependencies without an extra, and with each extra alone."""
 
 FREE = ("torch",)
 """Not taken at its lowest version."""
@@ -45,6 +46,9 @@ for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
 class Installs:
     """Build, install and import."""
 
+    cases: Positional[tuple[str, ...]] = CASES
+    """Extras, each alone; core is none of them."""
+
     lowest: bool = False
     """The oldest versions of the dependencies."""
 
@@ -52,13 +56,13 @@ class Installs:
         """Every case; the first that fails ends it."""
         with tempfile.TemporaryDirectory() as name:
             wheel = built(Path(name))
-            for extra in CASES:
-                python = environment(Path(name) / (extra or "core"), extra, self.lowest)
+            for case in self.cases:
+                python = environment(Path(name) / case, case, self.lowest)
                 pip(python, "install", "--no-deps", "--quiet", str(wheel))
                 pip(python, "check")
-                check_imports(python, extra)
+                check_imports(python, case)
                 check_commands(python, Path(name))
-                print(f"{extra or 'core'}: installed, imported, run", flush=True)
+                print(f"{case}: installed, imported, run", flush=True)
                 shutil.rmtree(python.parent.parent)
 
 
@@ -76,11 +80,11 @@ def built(folder: Path) -> Path:
     return wheel
 
 
-def environment(folder: Path, extra: str, lowest: bool) -> Path:
-    """A Python that sees what core and an extra ask for, and nothing else."""
+def environment(folder: Path, case: str, lowest: bool) -> Path:
+    """A Python that sees what core and the case ask for, and nothing else."""
     call(sys.executable, "-m", "venv", "--without-pip", str(folder))
     python = folder / "bin" / "python"
-    wanted = asked("", extra)
+    wanted = asked("core", case)
     site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     link(closure([need for need in wanted if not lowest or need.name in FREE]), site)
     if lowest:
@@ -89,13 +93,12 @@ def environment(folder: Path, extra: str, lowest: bool) -> Path:
     return python
 
 
-def asked(*extras: str) -> list[Requirement]:
-    """What pyproject.toml asks for; "" is the core."""
+def asked(*cases: str) -> list[Requirement]:
+    """What pyproject.toml asks for."""
+    lines = {"core": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
     found: list[Requirement] = []
-    for extra in extras:
-        lines = PROJECT["optional-dependencies"].get(extra, ()) if extra else PROJECT["dependencies"]
-        for need in map(Requirement, lines):
-            found += asked(*need.extras) if need.name == PROJECT["name"] else [need]
+    for need in (Requirement(line) for case in dict.fromkeys(cases) for line in lines[case]):
+        found += asked(*need.extras) if need.name == PROJECT["name"] else [need]
     return found
 
 
@@ -127,13 +130,14 @@ def link(names: Iterable[str], site: Path) -> None:
                 place.symlink_to(distribution(name).locate_file(top))
 
 
-def check_imports(python: Path, extra: str) -> None:
-    """Only what needs another extra may be missing, and by name of a package of that extra."""
+def check_imports(python: Path, case: str) -> None:
+    """Only modules that need another extra may fail, and by the name of one of its packages."""
     failed = dict(line.split() for line in call(str(python), "-c", IMPORTS).splitlines())
-    others = {need.name.replace("-", "_") for case in CASES if case for need in asked(case)}
-    mine = {need.name.replace("-", "_") for need in asked("", extra)}
-    wrong = {module: missing for module, missing in failed.items() if missing.split(".")[0] not in others - mine}
-    assert not wrong, f"{extra or 'core'}: {wrong} cannot be imported"
+    mine, all_of_them = (
+        {need.name.replace("-", "_") for need in asked(*cases)} for cases in (("core", case), CASES)
+    )
+    wrong = {module: name for module, name in failed.items() if name.split(".")[0] not in all_of_them - mine}
+    assert not wrong, f"{case}: {wrong} cannot be imported"
 
 
 def check_commands(python: Path, folder: Path) -> None:

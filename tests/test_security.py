@@ -115,6 +115,7 @@ def series(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_stays_offline_and_tells_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, moving = io.read(series(tmp_path / "ct")), io.read(nifti(tmp_path / "mr.nii.gz"))
     for image in (fixed, moving):

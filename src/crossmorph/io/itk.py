@@ -18,8 +18,8 @@ from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading, to_dtype
 from crossmorph.space import Array, Grid
 
-HEAD = 2**16
-"""Bytes in which a text header is looked for."""
+HEAD = 2**20
+"""Bytes in which a text header is looked for; one of a sequence of ultrasound has a line or two a frame."""
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -139,7 +139,7 @@ def _check_metaimage(head: str) -> None:
         raise ValueError("its header does not end with a line ElementDataFile = ...")
     fields: dict[str, list[str]] = {}
     for line in filter(str.strip, text.splitlines()):
-        told = re.fullmatch(r"\s*(\w+)\s*[=:]\s*([^\x00-\x08\x0e-\x1f]*)", line)
+        told = re.fullmatch(r"\s*(\w[\w .-]*?)\s*[=:]\s*([^\x00-\x08\x0e-\x1f]*)", line)
         if told is None or len(line) > LONGEST_LINE or told[1] in fields:
             raise ValueError(f"its header has the line {line[:80]!r}, which is no field of its own with a value")
         fields[told[1]] = told[2].split()
