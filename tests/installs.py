@@ -1,15 +1,14 @@
-"""Whether what is shipped installs and works: python tests/installs.py [CASE ...] [--lowest]
+"""Whether what is shipped installs and works: python tests/installs.py [CASE ...]
 
 A wheel is built from a source distribution, which is built from the files of the repository alone. It is installed
 into an environment of the core dependencies, and into one for every extra, where everything must be importable
-that needs no other extra. Such an environment is made in a second: links to those packages of this Python's
-environment that the case asks for. ``--lowest`` downloads the oldest versions that pyproject.toml allows, instead;
-torch, whose older versions come with gigabytes of CUDA, stays as it is.
+that needs no other extra. Such an environment is made in a second: it sees, by links in a folder of their own,
+those packages of this Python's environment that the case asks for. Nothing but the wheel is ever installed there,
+and without its dependencies: pip must not replace what the links lead to.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -29,9 +28,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CASES = ("core", "report", "train", "dicom", "micro", "mesh", "tune", "cohort")
 """The dependencies without an extra, and with each extra alone."""
 
-FREE = ("torch",)
-"""Not taken at its lowest version."""
-
 IMPORTS = """
 import importlib, pkgutil, crossmorph
 for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
@@ -49,15 +45,12 @@ class Installs:
     cases: Positional[tuple[str, ...]] = CASES
     """Extras, each alone; core is none of them."""
 
-    lowest: bool = False
-    """The oldest versions of the dependencies."""
-
     def run(self) -> None:
         """Every case; the first that fails ends it."""
         with tempfile.TemporaryDirectory() as name:
             wheel = built(Path(name))
             for case in self.cases:
-                python = environment(Path(name) / case, case, self.lowest)
+                python = environment(Path(name) / case, case)
                 pip(python, "install", "--no-deps", "--quiet", str(wheel))
                 pip(python, "check")
                 check_imports(python, case)
@@ -80,16 +73,14 @@ def built(folder: Path) -> Path:
     return wheel
 
 
-def environment(folder: Path, case: str, lowest: bool) -> Path:
+def environment(folder: Path, case: str) -> Path:
     """A Python that sees what core and the case ask for, and nothing else."""
     call(sys.executable, "-m", "venv", "--without-pip", str(folder))
     python = folder / "bin" / "python"
-    wanted = asked("core", case)
     site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    link(closure([need for need in wanted if not lowest or need.name in FREE]), site)
-    if lowest:
-        needs = [re.sub(r">=", "==", str(need)) for need in wanted if need.name not in FREE]
-        pip(python, "install", "--quiet", "--only-binary", ":all:", *needs)
+    links = folder.with_name(f"{folder.name}-links")
+    link(closure(asked("core", case)), links)
+    (site / "links.pth").write_text(f"{links}\n")
     return python
 
 
@@ -120,12 +111,13 @@ def closure(needs: Iterable[Requirement]) -> set[str]:
     return found
 
 
-def link(names: Iterable[str], site: Path) -> None:
-    """Show the packages of these distributions to another environment."""
+def link(names: Iterable[str], folder: Path) -> None:
+    """Links to the packages of these distributions, outside of every environment."""
+    folder.mkdir()
     for name in names:
         files = distribution(name).files or ()
         for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
-            place = site / top
+            place = folder / top
             if not place.exists():
                 place.symlink_to(distribution(name).locate_file(top))
 
