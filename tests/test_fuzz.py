@@ -135,7 +135,10 @@ def test_headers_of_other_programs_pass(tmp_path: Path) -> None:
     """Fields that MetaImage does not know, values of any text, and more lines than a header has as a rule."""
     path = tmp_path / "a.mha"
     frames = "".join(f"Seq_Frame{n:04}_Probe.To-Tracker Transform = {'1 0 0 0 ' * 4}\n" for n in range(3000))
-    head = HEAD.replace("NDims = 3\n", f"ObjectType = Image\nComment = M\xfcller: 3 = drei\nNDims = 3\n{frames}")
+    head = HEAD.replace(
+        "NDims = 3\n",
+        f"ObjectType = Image\n0008|0020 = 2019-07-02\nComment = M\xfcller: 3 = drei\nNDims = 3\n{frames}",
+    )
     path.write_bytes(head.encode("latin-1") + bytes(range(8)))
     assert io.read(path).data.sum() == 28
 

@@ -139,7 +139,7 @@ def _check_metaimage(head: str) -> None:
         raise ValueError("its header does not end with a line ElementDataFile = ...")
     fields: dict[str, list[str]] = {}
     for line in filter(str.strip, text.splitlines()):
-        told = re.fullmatch(r"\s*(\w[\w .-]*?)\s*[=:]\s*([^\x00-\x08\x0e-\x1f]*)", line)
+        told = re.fullmatch(r"\s*([^\s=:][^=:]*?)\s*[=:]\s*([^\x00-\x08\x0e-\x1f]*)", line)
         if told is None or len(line) > LONGEST_LINE or told[1] in fields:
             raise ValueError(f"its header has the line {line[:80]!r}, which is no field of its own with a value")
         fields[told[1]] = told[2].split()
@@ -148,7 +148,9 @@ def _check_metaimage(head: str) -> None:
         raise ValueError(f"its header says NDims = {axes[:20]}; it must be from 1 to 9")
     for name in fields.keys() & NUMBERS.keys():
         values, needed = fields[name], int(axes) ** NUMBERS[name]
-        pattern = r"0*[1-9]\d{0,8}" if name in WHOLE else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?"
+        pattern = (
+            r"0*[1-9]\d{0,8}" if name in WHOLE else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?|[-+]?(nan|inf)"
+        )
         if len(values) != needed or not all(re.fullmatch(pattern, value) for value in values):
             kind = "whole numbers from 1" if name in WHOLE else "numbers"
             raise ValueError(f"its header says {name} = {' '.join(values)[:80]}; it must be {needed} {kind}")
