@@ -26,6 +26,12 @@ test: $(READY) ## the quick tests
 test-slow: $(READY) ## the tests that take more than a few seconds
 	$(BIN)/pytest -m 'slow and not gpu'
 
+fuzz: $(READY) ## damaged files for every reader, 1000 each
+	$(BIN)/python fuzz/run.py
+
+installs: $(READY) ## build wheel and sdist; core alone and every extra alone, installed, imported, run
+	$(BIN)/python tests/installs.py
+
 lint: $(READY) ## ruff, formatting and mypy, changing nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -50,4 +56,4 @@ clean: ## remove .venv, caches and demo-output
 	rm -rf .venv benchmarks/.venv-peers demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find src tests benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
 
-.PHONY: help venv demo test test-slow lint format bench-setup docs drawings clean
+.PHONY: help venv demo test test-slow fuzz installs lint format bench-setup docs drawings clean

@@ -136,10 +136,10 @@ def read_dataset(path: str | Path) -> Dataset:
             companions[image] = {KINDS[k]: _inside(folder, v) for k, v in entry.items() if k in KINDS and v}
     shapes = content.get("tensorImageShape")
     shape = next(iter(shapes.values()), None) if isinstance(shapes, dict) else shapes
-    if not isinstance(shape, list) or len(shape) != 3:
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(size) is int for size in shape):
         shape = None
     name = str(content.get("name") or folder.name)
-    return Dataset(name, folder, tuple(map(int, shape)) if shape else None, images, pairs, companions)
+    return Dataset(name, folder, tuple(shape) if shape else None, images, pairs, companions)
 
 
 def _entries(value: Any) -> Iterable[dict[str, Any]]:
@@ -248,7 +248,7 @@ def _load(path: Path) -> Floats:
 
     with reading(path, "a displacement field"):
         if path.suffix == ".npy":
-            return np.asarray(np.load(path, mmap_mode="r"))
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         if path.suffix == ".npz":
             names = list(declared(path))
             if len(names) != 1:

@@ -18,10 +18,24 @@ from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading, to_dtype
 from crossmorph.space import Array, Grid
 
-HEAD = 2**16
-"""Bytes in which a text header is looked for."""
+HEAD = 2**20
+"""Bytes in which a text header is looked for; one of a sequence of ultrasound has a line or two a frame."""
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+LONGEST_LINE = 2**12
+"""Bytes of a line of a text header."""
+
+WHOLE = ("NDims", "DimSize", "ElementNumberOfChannels")
+"""Fields of MetaImage that are whole numbers from 1."""
+
+NUMBERS = {
+    **dict.fromkeys(("NDims", "ElementNumberOfChannels", "HeaderSize", "CompressedDataSize"), 0),
+    **dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin"), 1),
+    "CenterOfRotation": 1,
+    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2),
+}
+"""Fields of MetaImage that are numbers: one, one an axis, or a matrix."""
 
 
 def affine_of(image: Any) -> Array:
@@ -79,6 +93,8 @@ def read_image(path: Path, kind: int | None = None) -> Any:
     with path.open("rb") as stream:
         head = stream.read(HEAD).decode("latin-1").partition("\0")[0]
     _check_spacing(head)
+    if path.suffix.lower() in (".mha", ".mhd"):
+        _check_metaimage(head)
     data = _data_files(path, head)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -114,6 +130,30 @@ def _after_data_file(head: str) -> tuple[str, str, str]:
     """What stands after ``data file:`` (or ``datafile:``) of a NRRD header, as ``str.partition`` gives it."""
     found = re.search(r"^data ?file:", head, re.MULTILINE | re.IGNORECASE)
     return (head[: found.start()], found[0], head[found.end() :]) if found else (head, "", "")
+
+
+def _check_metaimage(head: str) -> None:
+    """Refuse a header that is not line by line what MetaImage says: ITK's reader crashes on some of them."""
+    text, found, rest = head.partition("ElementDataFile")
+    if not found or "\n" not in rest:
+        raise ValueError("its header does not end with a line ElementDataFile = ...")
+    fields: dict[str, list[str]] = {}
+    for line in filter(str.strip, text.splitlines()):
+        told = re.fullmatch(r"\s*([^\s=:][^=:]*?)\s*[=:]\s*([^\x00-\x08\x0e-\x1f]*)", line)
+        if told is None or len(line) > LONGEST_LINE or told[1] in fields:
+            raise ValueError(f"its header has the line {line[:80]!r}, which is no field of its own with a value")
+        fields[told[1]] = told[2].split()
+    axes = fields.get("NDims", ["none"])[0]
+    if not re.fullmatch(r"[1-9]", axes):
+        raise ValueError(f"its header says NDims = {axes[:20]}; it must be from 1 to 9")
+    for name in fields.keys() & NUMBERS.keys():
+        values, needed = fields[name], int(axes) ** NUMBERS[name]
+        pattern = (
+            r"0*[1-9]\d{0,8}" if name in WHOLE else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?|[-+]?(nan|inf)"
+        )
+        if len(values) != needed or not all(re.fullmatch(pattern, value) for value in values):
+            kind = "whole numbers from 1" if name in WHOLE else "numbers"
+            raise ValueError(f"its header says {name} = {' '.join(values)[:80]}; it must be {needed} {kind}")
 
 
 def _check_spacing(head: str) -> None:

@@ -9,7 +9,10 @@ Sizes: ITK stores displacements as float64 without compression, 24 bytes a voxel
 
 from __future__ import annotations
 
+import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,12 @@ from crossmorph.transform import Affine, Chain, DisplacementField, Transform, co
 FLIP = np.diag(itk.LPS)[:3]
 MAT_BYTES = 4096
 """An ITK .mat holds one linear map: some 300 bytes."""
+
+DENSE = ("DisplacementFieldTransform", "BSplineTransform")
+"""ITK's transforms of three parameters a node, whose fixed parameters begin with the size of the lattice."""
+
+TRIAL = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
+TRIAL_SECONDS = 60
 
 BSPLINE_SAMPLES = 8
 """Displacements sampled in each cell of a B-spline's control grid."""
@@ -44,36 +53,69 @@ def read_itk(path: Path, fixed: Grid | None = None, moving: Grid | None = None) 
     import SimpleITK as sitk
 
     with reading(path, "a transform"):
-        if path.suffix.lower() == ".mat":
-            _check_mat(path)
-        elif path.suffix.lower() in (".tfm", ".txt"):
-            _check_text(path)
+        CHECKS[path.suffix.lower()](path)
         return _from_itk(sitk.ReadTransform(str(path)))
 
 
 def _check_text(path: Path) -> None:
-    """Refuse a text file that ends within its last line, which ITK takes as it is."""
+    """Refuse a text file that ends within its last line, which ITK takes as it is, or one of a dense transform
+    whose sizes are not those of its parameters, for which ITK takes memory."""
+    kind, count, line = "", 0, b""
     with path.open("rb") as stream:
-        stream.seek(0, 2)
-        stream.seek(max(0, stream.tell() - MAT_BYTES))
-        last = stream.read().rstrip(b" \r").rpartition(b"\nFixedParameters:")[2]
-    if not re.fullmatch(rb"[-+.\deE \t\r]*\n\s*", last):
+        for line in stream:
+            name, _, values = line.partition(b":")
+            if name == b"Transform":
+                kind = values.strip().decode("latin-1")
+            elif name == b"Parameters":
+                count = len(values.split())
+            elif name == b"FixedParameters" and kind.startswith(DENSE):
+                size = [float(value) for value in values.split()[:3]]
+                if len(size) < 3 or min(size) < 1 or 3 * math.prod(size) != count:
+                    raise ValueError(f"its {kind[:40]} has {count} parameters and sizes of {size}")
+    if not re.fullmatch(rb"FixedParameters:[-+.\deE \t\r]*\n", line):
         raise ValueError("it does not end with a whole line FixedParameters")
 
 
 def _check_mat(path: Path) -> None:
-    """Refuse a .mat of FSL, which is text, and one of MATLAB whose arrays claim more than the file holds."""
+    """Refuse a .mat of FSL, which is text, and one of MATLAB that is not two short columns of real numbers."""
     raw = path.read_bytes()[:MAT_BYTES]
     words = raw.split()
     if len(words) == 16 and all(re.fullmatch(rb"[-+.\deE]+", word) for word in words):
         raise InputError("it is a matrix of FSL's flirt; say so (--kind fsl, and both images)")
     at = 0
     for _ in range(2):  # parameters and fixed parameters: type, rows, columns, imaginary, length of name
-        head = np.frombuffer(raw[at : at + 20].ljust(20, b"\0"), "<i4")
-        size = int(head[1]) * int(head[2]) * (8 if int(head[0]) // 10 % 10 == 0 else 4)
-        if head.min() < 0 or not 0 < int(head[4]) < 100 or at + 20 + int(head[4]) + size > len(raw):
-            raise ValueError("it is no MATLAB file of one linear map")
-        at += 20 + int(head[4]) + size
+        kind, rows, columns, imaginary, name = np.frombuffer(raw[at : at + 20].ljust(20, b"\0"), "<i4").tolist()
+        end = at + 20 + name + rows * (4 if kind == 10 else 8)
+        if kind not in (0, 10) or columns != 1 or imaginary or rows < 0 or not 0 < name < 100 or end > len(raw):
+            break
+        at = end
+    if at == 0 or at != len(raw):
+        raise ValueError("it is no MATLAB file of one linear map")
+
+
+def _check_hdf5(path: Path) -> None:
+    """Refuse a file on which the HDF5 library crashes or hangs: a process of its own reads it first."""
+    command = [sys.executable, "-P", "-c", TRIAL, str(path)]
+    try:
+        code = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TRIAL_SECONDS + path.stat().st_size / 2**20,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        code = None
+    if code not in (0, 1):  # what is refused with 1 the reader explains
+        raise ValueError("the HDF5 library does not get through it")
+
+
+CHECKS = {
+    **dict.fromkeys((".h5", ".hdf5"), _check_hdf5),
+    **dict.fromkeys((".tfm", ".txt"), _check_text),
+    ".mat": _check_mat,
+}
+"""What has to hold before ITK, which believes its files, is given one."""
 
 
 def write_itk(transform: Transform, path: Path) -> None:
