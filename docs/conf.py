@@ -25,7 +25,14 @@ extensions = [
 ]
 
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "docs/**.md"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "benchmarks/README.md",
+    "docs/**.md",
+]
 exclude_patterns = [".*", "build", "dist", "results", "demo-output", "benchmarks/.*", "src", "tests"]
 
 html_theme = "furo"
