@@ -24,7 +24,7 @@ from tables import Row, update_section
 from tyro.conf import arg
 
 if TYPE_CHECKING:
-    from crossmorph.optimise.objectives import Problem
+    from crossmorph.optimise.linear import Problem
 
 BEST = 10
 """Starts of a global search from which BFGS runs; the paper runs it from all 500."""
@@ -129,19 +129,20 @@ class Pair:
     def solved(self, method: str, start: Matrix, seed: int) -> tuple[Matrix, int]:
         """The pose found, and how often the objective was evaluated (0: not counted)."""
         from crossmorph.match.start import random_starts
+        from crossmorph.optimise.linear import fit
 
         if method == "auto":
             return self._automatic(start), 0
         name, reach = method.split()
         if reach == "local":
-            found = self._problem(name, start).solved("rigid")
+            found = fit([self._problem(name, start)], "rigid")
             return start @ found.matrix, found.evaluations
         begins = [start] + [s.matrix for s in random_starts(self.views[0], start, 500, 40, 100, seed)]
         problem = self._problem(name, start)
         values = [value(problem, np.linalg.inv(start) @ begin) for begin in begins]
-        fits = [(begins[n], self._problem(name, begins[n]).solved("rigid")) for n in np.argsort(values)[:BEST]]
-        begin, fit = min(fits, key=lambda pair: pair[1].value)
-        return begin @ fit.matrix, len(values) + sum(fit.evaluations for _, fit in fits)
+        fits = [(begins[n], fit([self._problem(name, begins[n])], "rigid")) for n in np.argsort(values)[:BEST]]
+        begin, best = min(fits, key=lambda pair: pair[1].value)
+        return begin @ best.matrix, len(values) + sum(found.evaluations for _, found in fits)
 
     def _problem(self, name: str, pose: Matrix) -> Problem:
         """The objective at a pose; what does not depend on the pose is worked out once."""

@@ -27,6 +27,7 @@ from tables import Row, update_section
 from tyro.conf import arg
 
 from crossmorph import io, register
+from crossmorph.channels import Channel
 from crossmorph.evaluate.tables import markdown, write_rows
 from crossmorph.image import Image
 from crossmorph.match.view import COARSE_VOXELS, views
@@ -178,9 +179,9 @@ def as_result(
     """A transform as if it were the result of a registration to the fixed image."""
     journal = Journal()
     journal.notes = choices or {}
-    fixed, movings = evidence.fixed, (moving,)
-    chain = Chain((transform,), fixed_grid=fixed.grid, moving_grid=moving.grid)
-    return Result(fixed, movings, chain, evidence.initial, Mcbo(), journal, 0, "cpu", fixed, movings)
+    pairs = (Channel(evidence.fixed, moving),)
+    chain = Chain((transform,), fixed_grid=evidence.fixed.grid, moving_grid=moving.grid)
+    return Result(pairs, pairs, chain, evidence.initial, Mcbo(), journal, 0, "cpu")
 
 
 def wrong(

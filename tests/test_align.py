@@ -274,9 +274,8 @@ def test_an_image_without_structure_is_refused() -> None:
 def spoilt(monkeypatch: pytest.MonkeyPatch, harm: Affine) -> None:
     """Every fit ends in a map that was not asked for."""
     from crossmorph.optimise.linear import Fit
-    from crossmorph.optimise.objectives import Problem
 
-    monkeypatch.setattr(Problem, "solved", lambda self, model, pull=None: Fit(harm.matrix, 0.0, 1.0, 1))
+    monkeypatch.setattr(stage, "fit", lambda problems, model, pull=None: Fit(harm.matrix, 0.0, 1.0, 1))
     monkeypatch.setattr(stage, "step", lambda *arguments: None)
 
 

@@ -16,6 +16,7 @@ from crossmorph.image import Image
 from crossmorph.optimise.landmarks import Landmarks, OnGrid
 from crossmorph.points import Points
 from crossmorph.registration import register
+from crossmorph.report.words import fitted_landmarks
 from crossmorph.settings import Linear
 from crossmorph.transform import Affine
 
@@ -212,6 +213,31 @@ def test_landmarks_give_the_start_and_are_left_out_in_turn(monkeypatch: pytest.M
     left_out = result.record["choices"]["landmarks left out"]
     assert len(left_out) == 3
     assert max(left_out.values()) < 1
+
+
+def test_a_wrong_landmark_is_found_by_the_runs_that_do_not_know_it() -> None:
+    """The fit obeys it, so only a registration without it tells that it is 10 mm off."""
+    fixed, moving = known(9)
+    moving.xyz[4] += torch.tensor([0.0, 0.0, 10.0])
+    result = register(
+        *pair(bright), settings=QUICK, landmarks=(fixed, moving), landmark_tolerance_mm=1.0, landmark_folds=3
+    )
+    told = result.record["choices"]
+    assert told["landmarks held out"]["folds"] == 3
+    errors = np.array(told["landmarks held out"]["errors_mm"])
+    assert np.argmax(errors) == 4
+    assert errors[4] > 7
+    assert np.delete(errors, 4).max() < 4
+    assert told["landmarks"]["after_mm"][4] < errors[4] - 3
+    rows = fitted_landmarks(result.record)
+    assert rows is not None
+    assert [row["held_out"] for row in rows["rows"]] == errors.tolist()
+
+
+@pytest.mark.parametrize("folds", [1, 10, -2])
+def test_folds_that_make_no_sense(folds: int) -> None:
+    with pytest.raises(InputError, match=f"{folds} folds were asked for, and there are 9 landmarks"):
+        register(*pair(bright), settings=QUICK, landmarks=known(9), landmark_folds=folds)
 
 
 def test_images_pull_as_far_as_the_tolerance_and_a_little_more() -> None:

@@ -11,7 +11,7 @@ from scene import GRID, tissue
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.image import Image
 from crossmorph.kernels.linear import difference, joint_histogram, pulled, seen
-from crossmorph.optimise.linear import SIZES, Frame, Model, Similarity, fit
+from crossmorph.optimise.linear import SIZES, Frame, Model, Problem, Similarity, fit
 from crossmorph.optimise.similarity import (
     correlation,
     dot_product,
@@ -263,7 +263,7 @@ def test_a_known_map_is_recovered(model: Model, kind: str) -> None:
         "correlation": correlation(fixed, weight),
         "mutual information": mutual_information(fixed, weight),
     }
-    found = fit(similarities[kind], moving, everywhere, GRID.inverse_affine, GRID.affine, BODY, frame)
+    found = fit([Problem(similarities[kind], moving, everywhere, GRID.inverse_affine, GRID.affine, BODY)], model)
     assert found.value < found.before
     places = GRID.to_world(BODY.nonzero().numpy().astype(float))
     error = places @ (found.matrix - truth)[:3, :3].T + (found.matrix - truth)[:3, 3]
@@ -273,11 +273,10 @@ def test_a_known_map_is_recovered(model: Model, kind: str) -> None:
 
 
 def test_nothing_to_follow_leaves_everything_where_it_is() -> None:
-    frame = Frame("rigid", np.zeros(3), 24.0)
     flat = torch.full((*GRID.shape, 1), 0.5)
     everywhere = torch.ones(GRID.shape, dtype=torch.bool)
     similarity = squared_difference(values_at(np.eye(4)), BODY.float(), 0.1)
-    found = fit(similarity, flat, everywhere, GRID.inverse_affine, GRID.affine, BODY, frame)
+    found = fit([Problem(similarity, flat, everywhere, GRID.inverse_affine, GRID.affine, BODY)], "rigid")
     np.testing.assert_array_equal(found.matrix, np.eye(4))
     assert found.value == found.before
 
@@ -293,7 +292,7 @@ def test_the_range_of_a_similarity_does_not_matter() -> None:
         return 1024 * value, 1024 * slope
 
     one, other = (
-        fit(similarity, moving, everywhere, GRID.inverse_affine, GRID.affine, BODY, frame)
+        fit([Problem(similarity, moving, everywhere, GRID.inverse_affine, GRID.affine, BODY)], "affine")
         for similarity in (plain, large)
     )
     assert one.evaluations == other.evaluations

@@ -9,7 +9,7 @@ from crossmorph.settings import Mcbo
 from crossmorph.systems import blocks
 from crossmorph.systems.blocks import Economy, divided, pieces
 from crossmorph.systems.mcbo import fuse, search
-from crossmorph.systems.volume import Volume
+from crossmorph.systems.volume import Pair, Volume
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,8 +51,8 @@ def test_a_search_in_blocks_equals_that_of_the_undivided_volume(
     settings = Mcbo(levels=(2,), half_width=1, reproduce=reproduce)
     halved = divided(shape, 1, 1.3e6)
     assert max(halved.parts) > 1
-    small = search(a, [b], 2, settings, economy=Economy(1.3e6))
-    assert torch.equal(small, search(a, [b], 2, settings))
+    small = search([Pair(a, b)], 2, settings, economy=Economy(1.3e6))
+    assert torch.equal(small, search([Pair(a, b)], 2, settings))
     if not reproduce:
         assert a.features is not None
         assert b.features is not None
@@ -65,8 +65,8 @@ def test_a_small_halo_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = some_volumes(10, 50, 44)
     settings = Mcbo(levels=(2,), half_width=1)
     monkeypatch.setattr(blocks, "WINDOWS", 2)
-    small = search(a, [b], 2, settings, economy=Economy(1.3e6))
-    assert not torch.equal(small, search(a, [b], 2, settings))
+    small = search([Pair(a, b)], 2, settings, economy=Economy(1.3e6))
+    assert not torch.equal(small, search([Pair(a, b)], 2, settings))
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 64), (128, 128, 128), (40, 90, 20)])
@@ -84,7 +84,7 @@ def test_a_division_keeps_to_its_bytes_and_grows_thriftier(shape: tuple[int, int
 
 def test_one_modality_stays_as_it_is() -> None:
     field = noise(3, 4, 5, 6) - 0.5
-    for mode in ("mean", "magnitude", "signed"):
+    for mode in ("magnitude", "signed"):
         assert torch.equal(fuse([field], mode), field)
 
 
@@ -92,8 +92,8 @@ def test_fusion_by_example() -> None:
     """Vectors (-3, 0, 1) and (1, -1, 0) at every voxel."""
     first = torch.tensor([-3.0, 0.0, 1.0])[:, None, None, None].expand(3, 2, 2, 2)
     second = torch.tensor([1.0, -1.0, 0.0])[:, None, None, None].expand(3, 2, 2, 2)
-    results = {mode: fuse([first, second], mode)[:, 0, 1, 0].tolist() for mode in ("mean", "magnitude", "signed")}
-    assert results == {"mean": [-1.0, -0.5, 0.5], "magnitude": [-3.0, 0.0, 1.0], "signed": [1.0, 0.0, 1.0]}
+    results = {mode: fuse([first, second], mode)[:, 0, 1, 0].tolist() for mode in ("magnitude", "signed")}
+    assert results == {"magnitude": [-3.0, 0.0, 1.0], "signed": [1.0, 0.0, 1.0]}
 
 
 def test_the_longest_of_three_is_found_voxel_by_voxel() -> None:
@@ -104,7 +104,7 @@ def test_the_longest_of_three_is_found_voxel_by_voxel() -> None:
         assert torch.equal(fused[(slice(None), *place)], max(vectors, key=lambda v: float(v.norm())))
 
 
-@pytest.mark.parametrize(("mode", "same"), [("mean", True), ("magnitude", True), ("signed", False)])
+@pytest.mark.parametrize(("mode", "same"), [("magnitude", True), ("signed", False)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_only_the_published_fusion_depends_on_how_the_array_is_stored(mode: str, same: bool, axis: int) -> None:
     """Storing the volume the other way round flips the field and the sign of its component."""

@@ -15,7 +15,7 @@ from crossmorph.optimise.terms import DescriptorSSD
 from crossmorph.record import Journal
 from crossmorph.settings import Mcbo, Refinement, load_settings
 from crossmorph.systems.mcbo import mcbo, search
-from crossmorph.systems.volume import Volume
+from crossmorph.systems.volume import Pair, Volume
 
 EVEN, ODD = (24, 20, 28), (13, 17, 15)
 ADAM = Refinement(level=2, iterations=15, smoothness=1.25, learning_rate=1.0, fold_weight=0.0)
@@ -51,7 +51,8 @@ def published(levels: dict[int, float], smoothing: int = 5) -> Mcbo:
 
 
 def ours(fixed: torch.Tensor, movings: list[torch.Tensor], settings: Mcbo) -> torch.Tensor:
-    return mcbo(everywhere(fixed), [everywhere(moving) for moving in movings], settings, Journal())
+    target = everywhere(fixed)
+    return mcbo([Pair(target, everywhere(moving)) for moving in movings], settings, Journal())
 
 
 def same(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-4) -> None:
@@ -91,9 +92,7 @@ def test_equal_costs_take_the_first_displacement_as_released() -> None:
 def test_one_level(shape: tuple[int, int, int], level: int) -> None:
     """Level 3 of 13 voxels pools 12: the last is dropped and the field is stretched over the volume."""
     fixed, moving = pair(shape)
-    field = search(
-        everywhere(fixed).pooled(level), [everywhere(moving).pooled(level)], level, published({level: 1.0})
-    )
+    field = search([Pair(everywhere(fixed), everywhere(moving)).pooled(level)], level, published({level: 1.0}))
     expected = plain.coarse_level(plain.mind(fixed), plain.mind(moving), level, 2)
     same(resize(field * level, shape, scaled=False), expected)
 
@@ -101,7 +100,7 @@ def test_one_level(shape: tuple[int, int, int], level: int) -> None:
 @pytest.mark.parametrize("shape", [EVEN, ODD])
 def test_octants_without_halo(shape: tuple[int, int, int]) -> None:
     fixed, moving = pair(shape)
-    field = search(everywhere(fixed), [everywhere(moving)], 1, published({1: 1.0}))
+    field = search([Pair(everywhere(fixed), everywhere(moving))], 1, published({1: 1.0}))
     same(field, plain.octant_level(plain.mind(fixed), plain.mind(moving), 2))
 
 

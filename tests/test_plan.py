@@ -19,6 +19,7 @@ from scene import GRID, NONE, QUICK, pair
 
 import crossmorph as cm
 from crossmorph import io, plan, registration, speed
+from crossmorph.channels import Channel
 from crossmorph.cli import main
 from crossmorph.commands.register import parsed_gib
 from crossmorph.errors import InputError
@@ -42,6 +43,11 @@ def blank(*shape: int, spacing_mm: float = 1.0, channels: int = 1) -> Image:
     return Image(data, Grid.from_spacing(shape, spacing_mm), torch.ones(1, dtype=torch.bool).expand(*shape))
 
 
+def of(fixed: Image, *movings: Image) -> list[Channel]:
+    """Moving images that share a fixed one."""
+    return [Channel(fixed, moving) for moving in movings]
+
+
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of this file do not depend on what the process of the tests has loaded, or the machine has free."""
@@ -54,53 +60,53 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_grows_with_voxels_as_the_arrays_do() -> None:
     """Bytes a voxel: 10 of both images as read, 6 drawn, 48 / 2^3 of a base, 6 of masks, kept levels."""
-    sizes = [(blank(n, n, n), [blank(n, n, n)]) for n in (96, 192)]
-    small, large = (stage_bytes(*images, cm.load_settings("mcbo", "convexadam"), Economy()) for images in sizes)
+    sizes = [of(blank(n, n, n), blank(n, n, n)) for n in (96, 192)]
+    small, large = (stage_bytes(pairs, cm.load_settings("mcbo", "convexadam"), Economy()) for pairs in sizes)
     a_voxel = (large["descriptors"] - small["descriptors"]) / (192**3 - 96**3)
     assert a_voxel == pytest.approx(10 + 6 + 48 / 8 + 6 + 2 * 48 * (1 / 2**3 + 1 / 6**3), rel=0.01)
 
 
 def test_each_moving_image_and_each_level_is_counted() -> None:
     one = blank(64, 64, 64)
-    single = stage_bytes(one, [one], DEFAULT, Economy())
-    double = stage_bytes(one, [one, one], DEFAULT, Economy())
+    single = stage_bytes(of(one, one), DEFAULT, Economy())
+    double = stage_bytes(of(one, one, one), DEFAULT, Economy())
     assert all(double[name] > single[name] for name in single)
-    full = stage_bytes(one, [one], replace(DEFAULT, levels=(6, 1)), Economy())
+    full = stage_bytes(of(one, one), replace(DEFAULT, levels=(6, 1)), Economy())
     assert full["search level 1"] - single["search level 6"] > (2 * 48 + 4 * 729) * 96**3
-    halved = stage_bytes(one, [one], replace(DEFAULT, levels=(6, 1)), Economy(half=True))
+    halved = stage_bytes(of(one, one), replace(DEFAULT, levels=(6, 1)), Economy(half=True))
     assert full["refine 1"] - halved["refine 1"] == pytest.approx(2 * 24 * 96**3, rel=0.01)  # 1.5 times finer
 
 
 def test_without_the_deformable_stage_only_images_are_held() -> None:
-    images = blank(64, 64, 64), [blank(64, 64, 64)]
-    assert set(stage_bytes(*images, DEFAULT, Economy(), deformable=False)) == {"read", "judge", "write"}
-    assert "linear" in stage_bytes(*images, cm.load_settings(), Economy())
+    pairs = of(blank(64, 64, 64), blank(64, 64, 64))
+    assert set(stage_bytes(pairs, DEFAULT, Economy(), deformable=False)) == {"read", "judge", "write"}
+    assert "linear" in stage_bytes(pairs, cm.load_settings(), Economy())
 
 
 # -- a limit -----------------------------------------------------------------------------------------------------
 
 
 def test_a_limit_changes_no_more_than_it_must() -> None:
-    images = blank(160, 160, 160), [blank(160, 160, 160)]
-    free = unlimited(*images, PUBLISHED)
-    assert fitted(*images, replace(PUBLISHED, memory_gib=32.0)).changes == ()
-    cut = fitted(*images, PUBLISHED, limit_bytes=0.7 * free.peak_bytes)
+    pairs = of(blank(160, 160, 160), blank(160, 160, 160))
+    free = unlimited(pairs, PUBLISHED)
+    assert fitted(pairs, replace(PUBLISHED, memory_gib=32.0)).changes == ()
+    cut = fitted(pairs, PUBLISHED, limit_bytes=0.7 * free.peak_bytes)
     assert cut.peak_bytes <= 0.7 * SAFE * free.peak_bytes
     assert [change.split(" in ")[0] for change in cut.changes] == ["cost volumes"]
     least = next(
         share for share in np.arange(0.6, 0.1, -0.02)
-        if len(fitted(*images, PUBLISHED, limit_bytes=share * free.peak_bytes).changes) > 1
+        if len(fitted(pairs, PUBLISHED, limit_bytes=share * free.peak_bytes).changes) > 1
     )  # fmt: skip
-    halved = fitted(*images, PUBLISHED, limit_bytes=least * free.peak_bytes)
+    halved = fitted(pairs, PUBLISHED, limit_bytes=least * free.peak_bytes)
     assert halved.economy.half
     assert halved.settings == PUBLISHED
 
 
 def test_the_working_spacing_is_widened_last() -> None:
-    images = blank(200, 200, 200), [blank(200, 200, 200)]
+    pairs = of(blank(200, 200, 200), blank(200, 200, 200))
     fine = replace(DEFAULT, levels=(6, 1), refine=(Refinement(level=1),))
-    free = unlimited(*images, fine)
-    found = fitted(*images, fine, limit_bytes=0.3 * free.peak_bytes)
+    free = unlimited(pairs, fine)
+    found = fitted(pairs, fine, limit_bytes=0.3 * free.peak_bytes)
     assert found.settings.spacing_mm > free.grid.spacing[0]
     assert found.changes[-1] == f"working spacing {found.settings.spacing_mm:.3g} mm"
     assert found.peak_bytes <= 0.3 * SAFE * free.peak_bytes
@@ -116,18 +122,18 @@ def test_the_working_spacing_is_widened_last() -> None:
     ],
 )
 def test_what_cannot_fit_is_named(settings: Mcbo, said: str) -> None:
-    images = blank(200, 200, 200), [blank(200, 200, 200)]
+    pairs = of(blank(200, 200, 200), blank(200, 200, 200))
     with pytest.raises(InputError, match=rf"0.6 GiB of memory are too little.* GiB, in the stage.*{said}"):
-        fitted(*images, replace(settings, memory_gib=0.6))
+        fitted(pairs, replace(settings, memory_gib=0.6))
 
 
 def test_without_a_limit_only_blocks_are_cut_to_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = blank(160, 160, 160), [blank(160, 160, 160)]
-    free = unlimited(*images, PUBLISHED)
+    pairs = of(blank(160, 160, 160), blank(160, 160, 160))
+    free = unlimited(pairs, PUBLISHED)
     monkeypatch.setattr(plan, "available_bytes", lambda: 0.7 * free.peak_bytes)
-    assert fitted(*images, PUBLISHED).peak_bytes <= 0.7 * SAFE * free.peak_bytes
+    assert fitted(pairs, PUBLISHED).peak_bytes <= 0.7 * SAFE * free.peak_bytes
     monkeypatch.setattr(plan, "available_bytes", lambda: 1.0)
-    assert fitted(*images, PUBLISHED) == free
+    assert fitted(pairs, PUBLISHED) == free
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ LEVELS = replace(QUICK, levels=(4, 1), spacing_mm=4.0)
 def test_economies_hardly_change_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, moving = pair()
     whole, blocks, halves = (
-        replace(unlimited(fixed, [moving], LEVELS), economy=economy)
+        replace(unlimited(of(fixed, moving), LEVELS), economy=economy)
         for economy in (Economy(), Economy(cost_bytes=2e6), Economy(half=True))
     )
     found = []
@@ -206,10 +212,10 @@ def test_other_errors_are_not_taken_for_a_shortage(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_smaller_plan_is_smaller() -> None:
-    images = blank(160, 160, 160), [blank(160, 160, 160)]
+    pairs = of(blank(160, 160, 160), blank(160, 160, 160))
     for settings in (PUBLISHED, DEFAULT):
-        first = unlimited(*images, settings)
-        second = smaller(first, *images)
+        first = unlimited(pairs, settings)
+        second = smaller(first, pairs)
         deformable = [name for name in first.stages if name.startswith(("search", "descriptors"))]
         assert max(second.stages[n] for n in deformable) < max(first.stages[n] for n in deformable)
 
@@ -304,23 +310,23 @@ def rates(**given: float) -> Rates:
 
 def test_seconds_are_work_times_rates() -> None:
     one = blank(120, 120, 120)
-    planned = unlimited(one, [one, one], DEFAULT)
+    planned = unlimited(of(one, one, one), DEFAULT)
     assert planned.grid.shape == (120, 120, 120)
-    search = stage_seconds(planned, one, [one, one], rates(search=1e-6))
+    search = stage_seconds(planned, of(one, one, one), rates(search=1e-6))
     assert sum(search.values()) == pytest.approx(1e-6 * 20**3 * 729 * 2)
-    fits = stage_seconds(planned, one, [one], rates(descriptors=1e-6))
+    fits = stage_seconds(planned, of(one, one), rates(descriptors=1e-6))
     assert fits["refine 1"] == pytest.approx(1e-6 * 40 * 30**3)
-    describe = stage_seconds(planned, one, [one], rates(describe=1e-6, start=3.0))
+    describe = stage_seconds(planned, of(one, one), rates(describe=1e-6, start=3.0))
     assert describe["descriptors"] == pytest.approx(2e-6 * 120**3)
     assert describe["read"] == 3.0
-    assert stage_seconds(planned, one, [one], rates(describe=1.0), deformable=False)["judge"] == 0
+    assert stage_seconds(planned, of(one, one), rates(describe=1.0), deformable=False)["judge"] == 0
 
 
 def test_smaller_blocks_are_slower() -> None:
     one = blank(96, 96, 96)
-    free = unlimited(one, [one], PUBLISHED)
+    free = unlimited(of(one, one), PUBLISHED)
     cut = replace(free, economy=Economy(cost_bytes=2e8))
-    slow, fast = (stage_seconds(p, one, [one], rates(search=1.0))["search level 1"] for p in (cut, free))
+    slow, fast = (stage_seconds(p, of(one, one), rates(search=1.0))["search level 1"] for p in (cut, free))
     assert fast == pytest.approx(96**3 * 729)
     assert slow > 1.3 * fast
 

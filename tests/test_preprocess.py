@@ -101,7 +101,7 @@ def test_masks_that_choose_nothing_are_refused() -> None:
 
 @given(grids(2, 9), grids(2, 9), st.sampled_from([1, 2, 12]))
 def test_the_working_grid_is_isotropic_and_covers_the_fixed_view(fixed: Grid, moving: Grid, multiple: int) -> None:
-    grid = working_grid(fixed, [moving], 0, multiple)
+    grid = working_grid([(fixed, moving)], 0, multiple)
     expected = grid.spacing[0]
     finest = max(fixed.spacing.min(), moving.spacing.min())
     assert finest / MAX_OVERSAMPLING - 1e-9 <= expected <= finest + 1e-9
@@ -116,16 +116,16 @@ def test_the_working_grid_is_isotropic_and_covers_the_fixed_view(fixed: Grid, mo
 
 def test_the_working_grid_follows_the_setting_and_stops_at_8_million_voxels() -> None:
     fixed = Grid.from_spacing((512, 512, 400), (0.5, 0.5, 1.0))
-    assert working_grid(fixed, [fixed], 4.0, 1).shape == (64, 64, 100)
-    grid = working_grid(fixed, [fixed], 0, 1)
+    assert working_grid([(fixed, fixed)], 4.0, 1).shape == (64, 64, 100)
+    grid = working_grid([(fixed, fixed)], 0, 1)
     assert 0.9 * MAX_WORKING_VOXELS < np.prod(grid.shape) < 1.05 * MAX_WORKING_VOXELS
 
 
 def test_the_finest_of_several_moving_images_counts() -> None:
     """240 mm wide: 1.5 million voxels are reached at 2 mm without going finer than both images."""
     fixed, fine, coarse = (Grid.from_spacing((n, n, n), 240 / n) for n in (240, 120, 40))
-    assert working_grid(fixed, [coarse, fine], 0, 1).spacing[0] == pytest.approx(2)
-    assert working_grid(fixed, [coarse], 0, 1).spacing[0] == pytest.approx(6 / MAX_OVERSAMPLING)
+    assert working_grid([(fixed, coarse), (fixed, fine)], 0, 1).spacing[0] == pytest.approx(2)
+    assert working_grid([(fixed, coarse)], 0, 1).spacing[0] == pytest.approx(6 / MAX_OVERSAMPLING)
 
 
 # -- drawing on the working grid ---------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_two_modalities_share_one_displacement() -> None:
     assert float(difference(same, quick(fixed, second)).max()) < 0.05
 
 
-@pytest.mark.parametrize("fusion", ["mean", "magnitude", "signed"])
+@pytest.mark.parametrize("fusion", ["cost", "magnitude", "signed"])
 def test_fusion_modes_run(fusion: str) -> None:
     fixed, moving = pair()
     settings = replace(QUICK, fusion=fusion)

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossmorph.channels import Channel as Channel
     from crossmorph.describe.mind import mind_ssc as mind_ssc
     from crossmorph.errors import InputError as InputError
     from crossmorph.image import Image as Image
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from crossmorph.points import Points as Points
     from crossmorph.registration import register as register
     from crossmorph.result import Result as Result
+    from crossmorph.settings import Descriptor as Descriptor
     from crossmorph.settings import Mcbo as Mcbo
     from crossmorph.settings import Refinement as Refinement
     from crossmorph.settings import load_settings as load_settings
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Affine": "transform",
     "Chain": "transform",
+    "Channel": "channels",
+    "Descriptor": "settings",
     "DisplacementField": "transform",
     "Grid": "space",
     "Image": "image",

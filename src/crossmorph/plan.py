@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from crossmorph.channels import Channel, fixed_images
 from crossmorph.errors import InputError
-from crossmorph.image import Image
-from crossmorph.settings import Mcbo, Refinement
+from crossmorph.settings import Descriptor, Mcbo, Refinement
 from crossmorph.space import Grid
 from crossmorph.systems.blocks import Economy, divided
 from crossmorph.systems.mcbo import grid_of, used_levels
@@ -104,16 +104,17 @@ class Plan:
 
 
 def stage_bytes(
-    fixed: Image, movings: Sequence[Image], settings: Mcbo, economy: Economy, deformable: bool = True
+    pairs: Sequence[Channel], settings: Mcbo, economy: Economy, deformable: bool = True
 ) -> dict[str, float]:
     """Peak bytes of the process in each stage on a CPU, in the order of the run.
 
     Args:
-        fixed, movings: as read.
+        pairs: images as read.
         settings, economy: of the run.
         deformable: whether the deformable stage runs.
     """
-    images = [fixed, *movings]
+    fixed, movings = pairs[0].fixed, [pair.moving for pair in pairs]
+    images = [*fixed_images(pairs), *movings]
     held = program_bytes(sum((4.0 * image.channels + 1) * _voxels(image.grid) for image in images))
     largest = max(_voxels(image.grid) for image in images)
     last = images[-1]
@@ -122,7 +123,7 @@ def stage_bytes(
         held += CODE["linear"]
         stages["linear"] = held + 28 * largest
     if deformable:
-        stages |= {name: held + need for name, need in _deformable(images, settings, economy).items()}
+        stages |= {name: held + need for name, need in _deformable(pairs, settings, economy).items()}
         held += CODE["descriptors"] + CODE["refine"]
     fixed_voxels = _voxels(fixed.grid)
     points = min(BLOCK, max(min(_voxels(movings[0].grid), SCORED), min(fixed_voxels, SCORED)))
@@ -132,23 +133,25 @@ def stage_bytes(
     return stages
 
 
-def _deformable(images: Sequence[Image], settings: Mcbo, economy: Economy) -> dict[str, float]:
+def _deformable(pairs: Sequence[Channel], settings: Mcbo, economy: Economy) -> dict[str, float]:
     """Bytes on top of images and program in the stages of ``mcbo``."""
-    grid = grid_of(images[0].grid, [image.grid for image in images[1:]], settings)
-    voxels, count = _voxels(grid), len(images)
-    features = sum(4 * CHANNELS[descriptor.name] for descriptor in settings.describe)
-    drawn = count * voxels * (3 if settings.reproduce else 10)
+    grid = _grid(pairs, settings)
+    voxels, images = _voxels(grid), [*fixed_images(pairs), *(pair.moving for pair in pairs)]
+    each = [_bytes_of(pair.describe or settings.describe) for pair in pairs]
+    targets = {(id(pair.fixed), pair.describe): features for pair, features in zip(pairs, each, strict=True)}
+    drawn = len(images) * voxels * (3 if settings.reproduce else 10)
     largest = max(_voxels(image.grid) for image in images)
     stages: dict[str, float] = {"draw": drawn + (0 if settings.reproduce else 16 * max(largest, voxels))}
     levels = used_levels(settings)
-    kept = sum(features * voxels / level**3 / (2 if economy.half and level == 1 else 1) for level in levels)
-    held = drawn + CODE["descriptors"] + count * kept
-    base = features * voxels / math.gcd(*levels) ** 3
-    network = DISA * voxels if any(d.name == "disa" for d in settings.describe) else 0
-    stages["descriptors"] = held + base + max(network - kept, 6 * voxels)
+    kept = sum(voxels / level**3 / (2 if economy.half and level == 1 else 1) for level in levels)
+    held = drawn + CODE["descriptors"] + (sum(each) + sum(targets.values())) * kept
+    base = max(each) * voxels / math.gcd(*levels) ** 3
+    names = {descriptor.name for pair in pairs for descriptor in pair.describe or settings.describe}
+    network = DISA * voxels if "disa" in names else 0
+    stages["descriptors"] = held + base + max(network - max(each) * kept, 6 * voxels)
     field = 12 * voxels
     for level in settings.levels:
-        need = _search_bytes(grid.shape, level, settings, economy, features)
+        need = _search_bytes(grid.shape, level, settings, economy, sum(each))
         if settings.weights:
             total = 0 if level == settings.levels[0] else field
             need = total + max(need, 2 * field)
@@ -156,7 +159,7 @@ def _deformable(images: Sequence[Image], settings: Mcbo, economy: Economy) -> di
     held += CODE["refine"]
     for number, stage in enumerate(settings.refine, start=1):
         summed = (4 if settings.smoothing else 2) * field if settings.weights else 0
-        stages[f"refine {number}"] = held + max(_refine_bytes(voxels, stage, features, count - 1), summed)
+        stages[f"refine {number}"] = held + max(_refine_bytes(voxels, stage, each), summed)
     return stages
 
 
@@ -177,14 +180,19 @@ def _searched(shape: Sequence[int], level: int, settings: Mcbo) -> tuple[int, ..
     return tuple(max(1, -(-(n // level) // octants)) for n in shape)
 
 
-def _refine_bytes(voxels: float, stage: Refinement, features: float, movings: int) -> float:
-    """Descriptors channels last, the field with Adam's two moments and its gradients, fine and coarse."""
+def _bytes_of(describe: Sequence[Descriptor]) -> float:
+    """Of the descriptors of a voxel."""
+    return 4.0 * sum(CHANNELS[descriptor.name] for descriptor in describe)
+
+
+def _refine_bytes(voxels: float, stage: Refinement, each: Sequence[float]) -> float:
+    """Descriptors of each pair channels last, field with Adam's two moments and its gradients, fine and coarse."""
     cells = voxels / stage.level**3
     control = cells / stage.control**3
     fine = 48 * cells if stage.control > 1 else 24 * cells
     correlation = 40 * cells if stage.similarity != "mind" else 0
-    padded = 4 * LANES * math.ceil(features / 4 / LANES)
-    return 2 * padded * cells * movings + fine + 180 * control + correlation
+    padded = sum(4 * LANES * math.ceil(features / 4 / LANES) for features in each)
+    return 2 * padded * cells + fine + 180 * control + correlation
 
 
 def program_bytes(images: float) -> float:
@@ -210,6 +218,10 @@ def available_bytes() -> float:
     return float(free[1]) * 1024 if free else math.inf
 
 
+def _grid(pairs: Sequence[Channel], settings: Mcbo) -> Grid:
+    return grid_of([(pair.fixed.grid, pair.moving.grid) for pair in pairs], settings)
+
+
 def _voxels(grid: Grid) -> int:
     return math.prod(grid.shape)
 
@@ -218,8 +230,7 @@ def _voxels(grid: Grid) -> int:
 
 
 def fitted(
-    fixed: Image,
-    movings: Sequence[Image],
+    pairs: Sequence[Channel],
     settings: Mcbo,
     deformable: bool = True,
     limit_bytes: float | None = None,
@@ -231,7 +242,7 @@ def fitted(
     machine suffices, and nothing else is changed.
 
     Args:
-        fixed, movings, settings, deformable: as for ``stage_bytes``.
+        pairs, settings, deformable: as for ``stage_bytes``.
         limit_bytes: in place of ``settings.memory_gib``.
 
     Raises:
@@ -240,24 +251,24 @@ def fitted(
     limit = SAFE * (limit_bytes or settings.memory_gib * GIB)
     if not limit:
         free = SAFE * (available_bytes() + resident_bytes())
-        plan = _in_blocks(fixed, movings, settings, deformable, free, False)
-        return plan or unlimited(fixed, movings, settings, deformable)
+        plan = _in_blocks(pairs, settings, deformable, free, False)
+        return plan or unlimited(pairs, settings, deformable)
     halves = (False, True) if _can_halve(settings) else (False,)
-    for spacing_mm in _spacings(fixed, movings, settings):
+    for spacing_mm in _spacings(pairs, settings):
         tried = settings if spacing_mm is None else replace(settings, spacing_mm=spacing_mm)
         for half in halves:
-            plan = _in_blocks(fixed, movings, tried, deformable, limit, half)
+            plan = _in_blocks(pairs, tried, deformable, limit, half)
             if plan is not None:
                 return plan if spacing_mm is None else _noted(plan, f"working spacing {spacing_mm:.3g} mm")
-    raise InputError(_why_not(fixed, movings, settings, deformable, limit / SAFE))
+    raise InputError(_why_not(pairs, settings, deformable, limit / SAFE))
 
 
-def unlimited(fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable: bool = True) -> Plan:
+def unlimited(pairs: Sequence[Channel], settings: Mcbo, deformable: bool = True) -> Plan:
     """A run that changes nothing to save memory."""
-    return _planned(fixed, movings, settings, deformable, Economy())
+    return _planned(pairs, settings, deformable, Economy())
 
 
-def smaller(plan: Plan, fixed: Image, movings: Sequence[Image]) -> Plan:
+def smaller(plan: Plan, pairs: Sequence[Channel]) -> Plan:
     """What to try after a run by ``plan`` ran out of memory: blocks of a quarter, and half the working voxels.
 
     With ``reproduce`` the working grid stays, and descriptors of single voxels go to half precision instead.
@@ -271,7 +282,7 @@ def smaller(plan: Plan, fixed: Image, movings: Sequence[Image]) -> Plan:
         wider = float(plan.grid.spacing.min()) * 2 ** (1 / 3)
         settings = replace(settings, spacing_mm=wider)
         changes.append(f"working spacing {wider:.3g} mm")
-    changed = _planned(fixed, movings, settings, True, Economy(least, half))
+    changed = _planned(pairs, settings, True, Economy(least, half))
     return replace(changed, changes=tuple(changes))
 
 
@@ -300,18 +311,17 @@ def out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
 
 
-def _planned(fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable: bool, economy: Economy) -> Plan:
-    grid = grid_of(fixed.grid, [moving.grid for moving in movings], settings)
-    return Plan(settings, economy, grid, stage_bytes(fixed, movings, settings, economy, deformable))
+def _planned(pairs: Sequence[Channel], settings: Mcbo, deformable: bool, economy: Economy) -> Plan:
+    return Plan(settings, economy, _grid(pairs, settings), stage_bytes(pairs, settings, economy, deformable))
 
 
 def _in_blocks(
-    fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable: bool, limit: float, half: bool
+    pairs: Sequence[Channel], settings: Mcbo, deformable: bool, limit: float, half: bool
 ) -> Plan | None:
     """A plan within a limit by smaller blocks of the cost volumes alone; None where that is not enough."""
     cost_bytes = Economy().cost_bytes
     while True:
-        plan = _planned(fixed, movings, settings, deformable, Economy(cost_bytes, half))
+        plan = _planned(pairs, settings, deformable, Economy(cost_bytes, half))
         if plan.peak_bytes <= limit:
             break
         if not plan.peak_stage.startswith("search") or cost_bytes < LEAST_BLOCK:
@@ -331,21 +341,20 @@ def _can_halve(settings: Mcbo) -> bool:
     return 1 in settings.levels and all(stage.level > 1 for stage in settings.refine)
 
 
-def _spacings(fixed: Image, movings: Sequence[Image], settings: Mcbo) -> list[float | None]:
+def _spacings(pairs: Sequence[Channel], settings: Mcbo) -> list[float | None]:
     """The working spacing as it is (None), then wider ones where it is free to be chosen."""
     if settings.reproduce or settings.spacing_mm:
         return [None]
-    grid = grid_of(fixed.grid, [moving.grid for moving in movings], settings)
-    finest = float(grid.spacing.min())
+    finest = float(_grid(pairs, settings).spacing.min())
     steps = int(math.log(COARSEST) / math.log(STEP))
     return [None, *(finest * STEP**n for n in range(1, steps + 1))]
 
 
-def _why_not(fixed: Image, movings: Sequence[Image], settings: Mcbo, deformable: bool, limit: float) -> str:
+def _why_not(pairs: Sequence[Channel], settings: Mcbo, deformable: bool, limit: float) -> str:
     least = Economy(0.0, _can_halve(settings))
-    widest = _spacings(fixed, movings, settings)[-1]
+    widest = _spacings(pairs, settings)[-1]
     tried = settings if widest is None else replace(settings, spacing_mm=widest)
-    plan = _planned(fixed, movings, tried, deformable, least)
+    plan = _planned(pairs, tried, deformable, least)
     need = f"{plan.peak_bytes / SAFE / GIB:.2f} GiB, in the stage {plan.peak_stage!r}"
     said = f"{limit / GIB:.3g} GiB of memory are too little: at the least this run needs {need}"
     if plan.peak_stage in ("read", "linear", "judge", "write"):

@@ -75,17 +75,18 @@ def masked(image: Image, mask: Image | Labels, name: str = "mask") -> Image:
     return replace(image, valid=chosen, notes=(*image.notes, f"only voxels inside {where} count"))
 
 
-def working_grid(fixed: Grid, movings: Sequence[Grid], spacing_mm: float, multiple: int) -> Grid:
-    """Isotropic grid over the fixed field of view on which a system works.
+def working_grid(pairs: Sequence[tuple[Grid, Grid]], spacing_mm: float, multiple: int) -> Grid:
+    """Isotropic grid over the (first) fixed field of view on which a system works.
 
     Args:
-        fixed, movings: grids of the images.
-        spacing_mm: voxel size; 0 takes the finest spacing that the fixed and some moving image have, coarser where
-            that gave more than 8 million voxels, finer (by 1.5 at most) where it gave less than 1.5 million.
+        pairs: grids of the fixed and moving images that are compared.
+        spacing_mm: voxel size; 0 takes the finest spacing that both images of some pair have, coarser where that
+            gave more than 8 million voxels, finer (by 1.5 at most) where it gave less than 1.5 million.
         multiple: sizes are rounded up to a multiple of this, beyond the high faces.
     """
+    fixed = pairs[0][0]
     if spacing_mm == 0:
-        finest = max(fixed.spacing.min(), min(grid.spacing.min() for grid in movings))
+        finest = min(max(grid.spacing.min() for grid in pair) for pair in pairs)
         volume = float(fixed.extent_mm.prod())
         finer = max((volume / MIN_WORKING_VOXELS) ** (1 / 3), float(finest) / MAX_OVERSAMPLING)
         spacing_mm = min(max(float(finest), (volume / MAX_WORKING_VOXELS) ** (1 / 3)), finer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from crossmorph.channels import Channel, checked, fixed_images
 from crossmorph.device import chosen_device
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
@@ -17,7 +18,7 @@ from crossmorph.optimise.field import resize
 from crossmorph.optimise.landmarks import Landmarks
 from crossmorph.plan import Plan, fitted, out_of_memory, smaller, unlimited
 from crossmorph.points import Points
-from crossmorph.preprocess import check_registrable, foreground, masked, normalised, onto
+from crossmorph.preprocess import foreground, normalised, onto
 from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
 from crossmorph.settings import Learned, Mcbo, Settings, check, load_settings, system_of
@@ -25,7 +26,7 @@ from crossmorph.space import Grid, gap_mm
 from crossmorph.systems.learned import Trained, displacement, load_trained
 from crossmorph.systems.linear import align
 from crossmorph.systems.mcbo import grid_of, information, mcbo
-from crossmorph.systems.volume import Volume
+from crossmorph.systems.volume import Pair, Volume
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
 
 log = logging.getLogger("crossmorph")
@@ -41,6 +42,7 @@ def register(
     fixed: Image,
     moving: Image | Sequence[Image],
     *,
+    channels: Sequence[Channel] = (),
     settings: Settings | None = None,
     initial: Transform | None = None,
     deformable: bool = True,
@@ -48,6 +50,7 @@ def register(
     moving_mask: Image | Labels | None = None,
     landmarks: tuple[Points, Points] | None = None,
     landmark_tolerance_mm: float = 2.0,
+    landmark_folds: int = 0,
     frame: int | str = 0,
     device: str = "auto",
     seed: int = 0,
@@ -59,6 +62,8 @@ def register(
         fixed: the image whose space the result is in.
         moving: one image, or several modalities of one body in one space, which share the displacement. Of a 4-D
             image one frame is registered and all are warped.
+        channels: further pairs of images of the same two bodies, each with a fixed image of its own, a weight and
+            descriptors; see ``Channel``.
         settings: of the system; None is MCBO's ``default`` preset. Those of a trained network name its weights.
         initial: linear transform (fixed to moving points) that the linear stage starts from; None trusts the world
             coordinates of both files first. With ``settings.linear.model = "none"`` it is taken as it is.
@@ -68,6 +73,8 @@ def register(
             and both stages keep each within about ``landmark_tolerance_mm`` of its match where the images do not
             speak against it; inside the tolerance the images decide. A trained network does not look at them.
         landmark_tolerance_mm: how well landmarks were placed.
+        landmark_folds: register so many times more, each time without a share of the landmarks, and note the error
+            of each in the run that did not know it. As many as there are landmarks leave out one at a time.
         frame: of a 4-D moving image, a number or ``"mean"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         seed: of every random choice.
@@ -85,57 +92,104 @@ def register(
     where = chosen_device(device)
     trained = load_trained(system_of(settings), settings.weights, where) if isinstance(settings, Learned) else None
     movings = [moving] if isinstance(moving, Image) else list(moving)
-    if trained is not None and len(movings) != 1:
-        raise InputError(f"{len(movings)} moving images were given; {system_of(settings)} registers one to one")
+    if not movings:
+        raise InputError("give at least one moving image")
+    given = [*(Channel(fixed, image) for image in movings), *channels]
+    if trained is not None and len(given) != 1:
+        raise InputError(f"{len(given)} pairs of images were given; {system_of(settings)} registers one to one")
     with journal.stage("prepare"):
-        fixed, movings = _checked(fixed, movings, fixed_mask, moving_mask)
-        chosen = [_one_frame(image, frame, journal) for image in movings]
-        target = _one_frame(fixed, 0, journal)
+        given = checked(given, fixed_mask, moving_mask)
+        fixed, movings = given[0].fixed, [channel.moving for channel in given]
+        pairs = _frames(given, frame, journal)
         begin = _linear(initial)
-        pairs = None if landmarks is None else _pairs(*landmarks, landmark_tolerance_mm, fixed, movings[0])
+        places = None if landmarks is None else _paired(*landmarks, landmark_tolerance_mm, fixed, movings[0])
+        _check_folds(landmark_folds, places)
         plan = None
         if isinstance(settings, Mcbo):
-            plan = _planned(fixed, movings, settings, deformable, where, journal)
-    matrix = align(target, chosen[0], settings.linear, journal, begin.matrix, seed, pairs)
-    linear = Affine(matrix)
-    parts: tuple[Transform, ...] = (linear,)
-    if deformable:
-        dense: DisplacementField | None = None
-        if plan is not None:
-            dense, settings = _deformed(target, chosen, linear, plan, journal, where, pairs)
-        elif trained is not None and isinstance(settings, Learned):
-            dense = _learned(target, chosen[0], linear, trained, settings, journal, where)
-        parts = parts if dense is None else (dense, linear)
+            plan = _planned(given, settings, deformable, where, journal)
+    task = _Task(pairs, settings, plan, trained, begin, deformable, seed, where)
+    linear, dense, settings = task.solved(places, journal)
     reproduces = isinstance(settings, Mcbo) and settings.reproduce
     if reproduces and (fixed_mask is not None or moving_mask is not None):
         journal.note("masks", "in the scores only: the published system takes none")
+    parts = (linear,) if dense is None else (dense, linear)
     transform = Chain(parts, fixed_grid=fixed.grid, moving_grid=movings[0].grid)
-    if pairs is not None:
-        journal.note("landmarks", _errors(pairs, {"before": begin, "linear": linear, "after": transform}))
-    result = Result(
-        fixed, tuple(movings), transform, begin, settings, journal, seed, str(where), target, tuple(chosen)
-    )
+    if places is not None:
+        journal.note("landmarks", _errors(places, {"before": begin, "linear": linear, "after": transform}))
+        if landmark_folds:
+            with journal.stage("landmark folds"):
+                journal.note("landmarks held out", task.held_out(places, landmark_folds))
+    result = Result(tuple(given), tuple(pairs), transform, begin, settings, journal, seed, str(where))
     with journal.stage("judge"):
         result.verdict  # noqa: B018  # computed here so that its time is counted
     return result
 
 
+@dataclass(frozen=True)
+class _Task:
+    """All that a registration depends on but its landmarks."""
+
+    pairs: list[Channel]
+    settings: Settings
+    plan: Plan | None
+    trained: Trained | None
+    begin: Affine
+    deformable: bool
+    seed: int
+    device: torch.device
+
+    def solved(
+        self, landmarks: Landmarks | None, journal: Journal
+    ) -> tuple[Affine, DisplacementField | None, Settings]:
+        """The linear map, the displacement before it, and the settings it was found with."""
+        (first, *others), settings = self.pairs, self.settings
+        matrix = align(
+            first.fixed, first.moving, settings.linear, journal, self.begin.matrix, self.seed, landmarks, others
+        )
+        linear = Affine(matrix)
+        dense: DisplacementField | None = None
+        if self.deformable and self.plan is not None:
+            dense, settings = _deformed(self.pairs, linear, self.plan, journal, self.device, landmarks)
+        elif self.deformable and self.trained is not None and isinstance(settings, Learned):
+            dense = _learned(first, linear, self.trained, settings, journal, self.device)
+        return linear, dense, settings
+
+    def held_out(self, landmarks: Landmarks, folds: int) -> dict[str, Any]:
+        """Errors in mm of all landmarks, each after a registration that did not know it nor its fold."""
+        fold = np.arange(len(landmarks.names)) % folds
+        errors = np.zeros(len(fold))
+        for number in range(folds):
+            linear, dense, _ = self.solved(landmarks.chosen(fold != number), Journal())
+            parts: tuple[Transform, ...] = (linear,) if dense is None else (dense, linear)
+            errors[fold == number] = landmarks.chosen(fold == number).errors_mm(Chain(parts))
+        return {"folds": folds, "errors_mm": errors.round(3).tolist()}
+
+
+def _check_folds(folds: int, landmarks: Landmarks | None) -> None:
+    if folds == 0:
+        return
+    count = 0 if landmarks is None else len(landmarks.names)
+    if not 2 <= folds <= count:
+        raise InputError(
+            f"{folds} folds were asked for, and there are {count} landmarks; give 2 to as many folds as landmarks"
+        )
+
+
 def _planned(
-    fixed: Image, movings: list[Image], settings: Mcbo, deformable: bool, device: torch.device, journal: Journal
+    pairs: list[Channel], settings: Mcbo, deformable: bool, device: torch.device, journal: Journal
 ) -> Plan:
     """How the run keeps to its memory limit; the journal says what was changed for it."""
     if device.type != "cpu":
         if settings.memory_gib:
             raise InputError("memory_gib is kept to on the processor only; add --device cpu, or leave it at 0")
-        return unlimited(fixed, movings, settings)
-    plan = fitted(fixed, movings, settings, deformable)
+        return unlimited(pairs, settings)
+    plan = fitted(pairs, settings, deformable)
     journal.note("memory", plan.record())
     return plan
 
 
 def _deformed(
-    fixed: Image,
-    movings: list[Image],
+    pairs: list[Channel],
     linear: Affine,
     plan: Plan,
     journal: Journal,
@@ -144,21 +198,20 @@ def _deformed(
 ) -> tuple[DisplacementField | None, Mcbo]:
     """``_deformation`` and the settings it was made with; after running out of memory once more, smaller."""
     try:
-        return _deformation(fixed, movings, linear, plan, journal, device, landmarks), plan.settings
+        return _deformation(pairs, linear, plan, journal, device, landmarks), plan.settings
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-    plan = smaller(plan, fixed, movings)
+    plan = smaller(plan, pairs)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     journal.note("memory", {**plan.record(), "ran_out": True})
     log.warning("memory ran out; trying again: %s", "; ".join(plan.changes))
-    return _deformation(fixed, movings, linear, plan, journal, device, landmarks), plan.settings
+    return _deformation(pairs, linear, plan, journal, device, landmarks), plan.settings
 
 
 def _deformation(
-    fixed: Image,
-    movings: list[Image],
+    pairs: list[Channel],
     linear: Affine,
     plan: Plan,
     journal: Journal,
@@ -168,11 +221,11 @@ def _deformation(
     """The displacement that follows the linear map, or None where it does harm."""
     settings = plan.settings
     with journal.stage("draw"):
-        _check_overlap(fixed, movings, linear)
-        grid, volumes = _volumes(fixed, movings, linear, settings, device)
+        _check_overlap(pairs, linear)
+        grid, volumes = _volumes(pairs, linear, settings, device)
 
     places = None if landmarks is None else landmarks.on(grid, linear.matrix)
-    field = mcbo(volumes[0], volumes[1:], settings, journal, places, plan.economy)
+    field = mcbo(volumes, settings, journal, places, plan.economy)
     with journal.stage("transform"):
         dense = faded_field(field.cpu(), grid)
         needed = landmarks is not None and _pulls(landmarks, linear, dense)
@@ -182,8 +235,7 @@ def _deformation(
 
 
 def _learned(
-    fixed: Image,
-    moving: Image,
+    pair: Channel,
     linear: Affine,
     trained: Trained,
     settings: Learned,
@@ -191,25 +243,25 @@ def _learned(
     device: torch.device,
 ) -> DisplacementField | None:
     """The displacement that a trained network gives after the linear map, or None where it does harm."""
-    _check_overlap(fixed, [moving], linear)
-    grid, volumes, field = displacement(trained, fixed, moving, linear, settings, journal, device)
+    _check_overlap([pair], linear)
+    grid, volumes, field = displacement(trained, pair.fixed, pair.moving, linear, settings, journal, device)
     with journal.stage("transform"):
-        return faded_field(field.cpu(), grid) if _helps(volumes, field, journal) else None
+        return faded_field(field.cpu(), grid) if _helps([volumes], field, journal) else None
 
 
-def _helps(volumes: list[Volume], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
+def _helps(pairs: list[Pair], field: torch.Tensor, journal: Journal, needed: bool = False) -> bool:
     """Whether mutual information, which no deformable stage fits, grows where the images are seen all along.
 
     ``needed``: landmarks ask for the deformation, whatever the images say.
     """
-    fixed, *movings = (volume.pooled(2) for volume in volumes)
-    before, after = information(fixed, movings, None, resize(field, fixed.values.shape))
+    coarse = [pair.pooled(2) for pair in pairs]
+    before, after = information(coarse, None, resize(field, coarse[0].fixed.values.shape))
     kept = needed or not after <= before
     journal.note("deformable", {"kept": kept, "judge": "mutual information", "before": before, "after": after})
     return kept
 
 
-def _pairs(fixed: Points, moving: Points, tolerance_mm: float, *images: Image) -> Landmarks:
+def _paired(fixed: Points, moving: Points, tolerance_mm: float, *images: Image) -> Landmarks:
     """The landmarks, if they lie in the images' world."""
     pairs = Landmarks.paired(fixed, moving, tolerance_mm)
     for xyz, image in zip((pairs.fixed, pairs.moving), images, strict=True):
@@ -238,27 +290,13 @@ def _errors(landmarks: Landmarks, stages: dict[str, Transform]) -> dict[str, Any
     return {"tolerance_mm": landmarks.tolerance_mm, "names": list(landmarks.names), **errors}
 
 
-def _checked(
-    fixed: Image, movings: list[Image], fixed_mask: Image | Labels | None, moving_mask: Image | Labels | None
-) -> tuple[Image, list[Image]]:
-    if not movings:
-        raise InputError("give at least one moving image")
-    for image in (fixed, *movings):
-        check_registrable(image)
-    if fixed_mask is not None:
-        fixed = masked(fixed, fixed_mask, "the fixed mask")
-    if moving_mask is not None:
-        movings = [masked(image, moving_mask, "the moving mask") for image in movings]
-    for image in (fixed, *movings):
-        check_registrable(image)
-    names = _distinct([image.name for image in movings])
-    movings = [replace(image, space="moving", name=name) for image, name in zip(movings, names, strict=True)]
-    return replace(fixed, space="fixed"), movings
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The names, all of them numbered where two are equal: results are told apart by them."""
-    return names if len(set(names)) == len(names) else [f"{n}_{name}" for n, name in enumerate(names, start=1)]
+def _frames(channels: list[Channel], frame: int | str, journal: Journal) -> list[Channel]:
+    """The channels with one frame of every image; of fixed images it is the first."""
+    targets = {id(image): _one_frame(image, 0, journal) for image in fixed_images(channels)}
+    return [
+        replace(channel, fixed=targets[id(channel.fixed)], moving=_one_frame(channel.moving, frame, journal))
+        for channel in channels
+    ]
 
 
 def _one_frame(image: Image, frame: int | str, journal: Journal) -> Image:
@@ -279,9 +317,10 @@ def _linear(initial: Transform | None) -> Affine:
     return initial
 
 
-def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
+def _check_overlap(pairs: list[Channel], start: Affine) -> None:
     back = np.linalg.inv(start.matrix)
-    for moving in movings:
+    for pair in pairs:
+        fixed, moving = pair.fixed, pair.moving
         moved = Grid(moving.grid.shape, back @ moving.grid.affine)
         gap = gap_mm(fixed.grid, moved)
         if gap > 0:
@@ -291,30 +330,36 @@ def _check_overlap(fixed: Image, movings: list[Image], start: Affine) -> None:
             )
 
 
-def _volumes(
-    fixed: Image, movings: list[Image], start: Affine, settings: Mcbo, device: torch.device
-) -> tuple[Grid, list[Volume]]:
-    """The working grid and all images drawn on it, fixed first."""
-    grid = grid_of(fixed.grid, [m.grid for m in movings], settings)
-    fixed_drawn = fixed if settings.reproduce else onto(fixed, grid)
-    drawn = [fixed_drawn]
-    for moving in movings:
-        same = settings.reproduce and moving.grid.same_as(grid) and np.allclose(start.matrix, np.eye(4))
-        drawn.append(moving if same else onto(moving, grid, start))
-    for image, source in zip(drawn[1:], movings, strict=True):
-        if not (image.valid & fixed_drawn.valid).any():
+def _volumes(pairs: list[Channel], start: Affine, settings: Mcbo, device: torch.device) -> tuple[Grid, list[Pair]]:
+    """The working grid and all images drawn on it."""
+    grid = grid_of([(pair.fixed.grid, pair.moving.grid) for pair in pairs], settings)
+    targets = {id(pair.fixed): _drawn(pair.fixed, grid, Affine.identity(), settings) for pair in pairs}
+    sources = [_drawn(pair.moving, grid, start, settings) for pair in pairs]
+    for pair, source in zip(pairs, sources, strict=True):
+        if not (source.valid & targets[id(pair.fixed)].valid).any():
             raise InputError(
-                f"{source.name} and {fixed.name} have no valid voxel in common under this start (masks included); "
-                "let the linear stage find one, or check the masks"
+                f"{pair.moving.name} and {pair.fixed.name} have no valid voxel in common under this start (masks "
+                "included); let the linear stage find one, or check the masks"
             )
+    seen = {key: _volume(drawn, settings, device) for key, drawn in targets.items()}
+    return grid, [
+        Pair(seen[id(pair.fixed)], _volume(source, settings, device), pair.weight, pair.describe)
+        for pair, source in zip(pairs, sources, strict=True)
+    ]
+
+
+def _drawn(image: Image, grid: Grid, start: Affine, settings: Mcbo) -> Image:
+    """An image on the working grid; one that the published system has there is left as it is."""
+    at_rest = image.grid.same_as(grid) and np.allclose(start.matrix, np.eye(4))
+    return image if settings.reproduce and at_rest else onto(image, grid, start)
+
+
+def _volume(drawn: Image, settings: Mcbo, device: torch.device) -> Volume:
     if settings.reproduce:
-        everywhere = torch.ones(grid.shape, dtype=torch.bool, device=device)
-        return grid, [Volume(image.data[0].to(device), everywhere, everywhere) for image in drawn]
-    volumes = []
-    for image in drawn:
-        values = normalised(image.data[0], image.valid)
-        volumes.append(Volume(values.to(device), image.valid.to(device), foreground(image).to(device)))
-    return grid, volumes
+        everywhere = torch.ones(drawn.grid.shape, dtype=torch.bool, device=device)
+        return Volume(drawn.data[0].to(device), everywhere, everywhere)
+    values = normalised(drawn.data[0], drawn.valid)
+    return Volume(values.to(device), drawn.valid.to(device), foreground(drawn).to(device))
 
 
 def faded_field(field: torch.Tensor, grid: Grid) -> DisplacementField:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from crossmorph.channels import Channel
 from crossmorph.confidence import expected_error
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
@@ -34,26 +35,43 @@ class Result:
     """A finished registration.
 
     Attributes:
-        fixed: the fixed image, restricted to its mask.
-        movings: the moving images, restricted to theirs.
+        channels: the images that were compared, restricted to their masks; the first fixed one gives the space.
+        frames: the same with the one frame of each image that was looked at.
         transform: from fixed to moving points; a displacement where there is one, then the linear part.
         initial: where the linear stage was told to start.
         settings: as used, nothing left to defaults.
         journal: seconds and memory a stage, and what was chosen automatically.
         seed, device: of the run.
-        fixed_frame, moving_frames: the single-channel images that were compared.
     """
 
-    fixed: Image
-    movings: tuple[Image, ...]
+    channels: tuple[Channel, ...]
+    frames: tuple[Channel, ...]
     transform: Chain
     initial: Affine
     settings: Settings
     journal: Journal
     seed: int
     device: str
-    fixed_frame: Image
-    moving_frames: tuple[Image, ...]
+
+    @property
+    def fixed(self) -> Image:
+        """The (first) fixed image."""
+        return self.channels[0].fixed
+
+    @property
+    def movings(self) -> tuple[Image, ...]:
+        """The moving images of all channels."""
+        return tuple(channel.moving for channel in self.channels)
+
+    @property
+    def fixed_frame(self) -> Image:
+        """The frame of the (first) fixed image that was looked at."""
+        return self.frames[0].fixed
+
+    @property
+    def moving_frames(self) -> tuple[Image, ...]:
+        """Those of the moving images."""
+        return tuple(frame.moving for frame in self.frames)
 
     @property
     def displacement(self) -> DisplacementField | None:
@@ -86,10 +104,10 @@ class Result:
     def scores(self) -> dict[str, Any]:
         """Agreement before and after, and how regular the transform is.
 
-        ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of fixed and each moving image, where both
-        are valid before (at the initial pose) and after. ``overlap``: share of the fixed valid voxels that see
-        valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``: smallest and
-        largest.
+        ``nmi``: normalised mutual information (H(a) + H(b)) / H(a, b) of each moving image with its fixed one,
+        where both are valid before (at the initial pose) and after. ``overlap``: share of the fixed valid voxels
+        that see valid moving data. ``folded``: share of them with a Jacobian of at most zero. ``jacobian``:
+        smallest and largest.
         ``worst_place_mm``: where it is smallest, RAS. ``size_mm``: longest edge of the fixed field of view.
         ``confirmed``, ``mirrored_cost_ratio``: of each moving image, from a second look (``match.recheck``): the
         share of the body that a new search leaves in place, and the cost with left and right exchanged over that
@@ -101,21 +119,28 @@ class Result:
         """
         fixed = _at_most(self.fixed_frame, SCORE_VOXELS)
         coarse = fixed.grid
-        pairs = []
-        for moving in self.moving_frames:
-            moving = blurred_like(moving, coarse)
-            pairs.append((resample(moving, coarse, self.initial), resample(moving, coarse, self.transform)))
+        seen = [
+            (
+                fixed if pair.fixed is self.fixed_frame else downsample(pair.fixed, coarse),
+                resample(blurred_like(pair.moving, coarse), coarse, self.initial),
+                resample(blurred_like(pair.moving, coarse), coarse, self.transform),
+            )
+            for pair in self.frames
+        ]
         determinant = jacobian_determinant(self.transform, coarse)
         dense = self.displacement
         worst = (determinant.masked_fill(~fixed.valid, torch.inf) == determinant[fixed.valid].min()).nonzero()[0]
-        looks = {image.name: recheck(fixed, image, self.transform) for image in self.moving_frames}
+        looks = {
+            pair.moving.name: recheck(_at_most(pair.fixed, SCORE_VOXELS), pair.moving, self.transform)
+            for pair in self.frames
+        }
         length = dense.displacements(coarse).norm(dim=0)[fixed.valid] if dense else torch.zeros(1)
         return {
             "nmi": {
-                after.name: dict(zip(("before", "after"), _nmi(fixed, before, after), strict=True))
-                for before, after in pairs
+                after.name: dict(zip(("before", "after"), _nmi(target, before, after), strict=True))
+                for target, before, after in seen
             },
-            "overlap": float((fixed.valid & pairs[0][1].valid).sum() / fixed.valid.sum()),
+            "overlap": float((fixed.valid & seen[0][2].valid).sum() / fixed.valid.sum()),
             "folded": folding(determinant, fixed.valid),
             "jacobian": [float(determinant[fixed.valid].min()), float(determinant[fixed.valid].max())],
             "worst_place_mm": coarse.to_world(worst.double()).round(decimals=1).tolist(),
@@ -154,9 +179,12 @@ class Result:
     def confidence(self) -> Image:
         """Expected error of the transform in mm, on the fixed grid; see ``confidence.expected_error``.
 
-        Of several moving images the one that tells most counts, place by place.
+        Of several channels the one that tells most counts, place by place.
         """
-        maps = [expected_error(self.fixed_frame, moving, self.transform) for moving in self.moving_frames]
+        maps = [
+            resample(expected_error(pair.fixed, pair.moving, self.transform), self.fixed.grid, fill=0.0)
+            for pair in self.frames
+        ]
         known = torch.stack([map_.valid for map_ in maps])
         errors = torch.stack([map_.data for map_ in maps]).masked_fill(~known[:, None], torch.inf).amin(0)
         valid = known.any(0)
@@ -173,7 +201,15 @@ class Result:
             "settings": settings,
             "seed": self.seed,
             "device": self.device,
-            "inputs": {"fixed": _described(self.fixed), "moving": [_described(image) for image in self.movings]},
+            "inputs": {
+                "fixed": _described(self.fixed),
+                "moving": [_described(image) for image in self.movings],
+                "channels": [
+                    {"fixed": _described(channel.fixed), "moving": channel.moving.name, **channel.record()}
+                    for channel in self.channels
+                    if channel.fixed is not self.fixed
+                ],
+            },
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
             "initial": self.initial.matrix.tolist(),
             "linear": self.linear.matrix.tolist(),

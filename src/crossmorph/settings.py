@@ -127,9 +127,9 @@ class Mcbo:
     balanced: bool = True
     """Average the six iterates of the coupled convex optimisation (MCBO) instead of taking the last."""
 
-    fusion: Literal["mean", "magnitude", "signed"] = "mean"
-    """How the fields of several moving modalities become one: mean, the longer vector, or (published) the largest
-    signed component."""
+    fusion: Literal["cost", "magnitude", "signed"] = "cost"
+    """How several pairs of images are searched: with their costs added, or each alone, after which the longer
+    vector or (published) the largest signed component is taken."""
 
     consistency_iterations: int = 15
     """Steps that make the forward and backward fields of a level each other's inverse; 0 for none."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from crossmorph.channels import Channel, fixed_images
 from crossmorph.errors import InputError
 from crossmorph.files import atomic_path
 from crossmorph.image import Image
@@ -80,19 +81,17 @@ class Rates:
     warp: float
 
 
-def stage_seconds(
-    plan: Plan, fixed: Image, movings: Sequence[Image], rates: Rates, deformable: bool = True
-) -> dict[str, float]:
+def stage_seconds(plan: Plan, pairs: Sequence[Channel], rates: Rates, deformable: bool = True) -> dict[str, float]:
     """Seconds of each part of a run, in order."""
-    settings, images = plan.settings, [fixed, *movings]
+    settings, fixed, movings = plan.settings, pairs[0].fixed, [pair.moving for pair in pairs]
+    images = [*fixed_images(pairs), *movings]
     stored, voxels = sum(image.data.numel() for image in images), math.prod(plan.grid.shape)
     seconds = {"read": rates.start + rates.read * stored}
     if settings.linear.model != "none":
-        seconds["linear"] = rates.linear + rates.draw * stored
+        seconds["linear"] = rates.linear * len(pairs) + rates.draw * stored
     if deformable:
         seconds["draw"] = rates.draw * len(images) * voxels
-        kinds = [rates.describe if d.name == "mind" else rates.disa for d in settings.describe]
-        seconds["descriptors"] = sum(kinds) * len(images) * voxels
+        seconds["descriptors"] = _describe_seconds(pairs, settings, rates) * voxels
         displacements = (2 * settings.half_width + 1) ** 3
         for level, cells in computed_cells(plan).items():
             seconds[f"search level {level}"] = rates.search * cells * displacements * len(movings)
@@ -102,6 +101,16 @@ def stage_seconds(
     out = sum(moving.channels for moving in movings) * math.prod(fixed.grid.shape)
     seconds["write"] = (rates.warp + rates.write) * out
     return seconds
+
+
+def _describe_seconds(pairs: Sequence[Channel], settings: Mcbo, rates: Rates) -> float:
+    """A working voxel, of all images."""
+    each = [
+        sum(rates.describe if descriptor.name == "mind" else rates.disa for descriptor in describe)
+        for describe in (pair.describe or settings.describe for pair in pairs)
+    ]
+    targets = {(id(pair.fixed), pair.describe): seconds for pair, seconds in zip(pairs, each, strict=True)}
+    return sum(each) + sum(targets.values())
 
 
 def _refine_seconds(stage: Refinement, voxels: int, rates: Rates) -> float:

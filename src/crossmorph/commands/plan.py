@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-from crossmorph.commands.register import chosen_settings
+from crossmorph.commands.register import chosen_settings, parsed_channel
 from crossmorph.errors import InputError
 from crossmorph.settings import LinearModel, Mcbo
 
@@ -31,6 +31,11 @@ class Plan:
 
     moving: Positional[Annotated[tuple[Path, ...], arg(metavar="MOVING [MOVING ...]")]]
     """The image to align, or several modalities of one body that share a space."""
+
+    channel: UseAppendAction[
+        tuple[Annotated[tuple[str, ...], arg(metavar="FIXED MOVING [WEIGHT] [DESCRIPTOR]")], ...]
+    ] = ()
+    """A further pair of images, as in crossmorph register."""
 
     system: str = "mcbo"
     """Registration system."""
@@ -58,8 +63,8 @@ class Plan:
         from rich.console import Console
 
         from crossmorph import io
+        from crossmorph.channels import Channel, checked
         from crossmorph.plan import fitted
-        from crossmorph.preprocess import check_registrable
         from crossmorph.speed import known_rates, measured_rates, stage_seconds
 
         if not self.moving:
@@ -67,15 +72,15 @@ class Plan:
         settings = chosen_settings(self.system, self.preset, self.settings, self.linear, None, self.memory)
         if not isinstance(settings, Mcbo):
             raise InputError(f"plan knows the training-free systems; {self.system} is a trained network")
-        images = [io.read(path) for path in (self.fixed, *self.moving)]
-        for image in images:
-            check_registrable(image)
-        plan = fitted(images[0], images[1:], settings, self.deformable)
+        fixed = io.read(self.fixed)
+        pairs = [Channel(fixed, io.read(path)) for path in self.moving]
+        pairs = checked([*pairs, *(parsed_channel(words) for words in self.channel)], None, None)
+        plan = fitted(pairs, settings, self.deformable)
         rates = known_rates()
         if rates is None:
             Console(stderr=True).print("measuring the speed of this machine, once ...")
             rates = measured_rates()
-        seconds = stage_seconds(plan, images[0], images[1:], rates, self.deformable)
+        seconds = stage_seconds(plan, pairs, rates, self.deformable)
         report = _report(plan, seconds)
         if self.json:
             print(json.dumps(report, indent=2))

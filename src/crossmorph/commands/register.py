@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from crossmorph.errors import InputError
 from crossmorph.settings import (
@@ -24,6 +24,7 @@ from crossmorph.settings import (
 )
 
 if TYPE_CHECKING:
+    from crossmorph.channels import Channel
     from crossmorph.record import Progress
     from crossmorph.result import Result
 
@@ -45,6 +46,12 @@ class Register:
 
     output: Annotated[Path, arg(aliases=("-o",))]
     """Folder for the result."""
+
+    channel: UseAppendAction[
+        tuple[Annotated[tuple[str, ...], arg(metavar="FIXED MOVING [WEIGHT] [DESCRIPTOR]")], ...]
+    ] = ()
+    """A further pair of images of the same two bodies, compared in the same objective; as often as wanted. Its
+    weight is relative to that of the first images, 1; its descriptor is one of those of --descriptor."""
 
     system: str = "mcbo"
     """Registration system."""
@@ -91,6 +98,10 @@ class Register:
 
     landmark_tolerance_mm: float = 2.0
     """How well landmarks were placed: nearer to its match than this, a landmark leaves the rest to the images."""
+
+    landmark_folds: int = 0
+    """Register so many times more, each time without a share of the landmarks, for an honest error of each. With as
+    many folds as landmarks, one is left out at a time."""
 
     fixed_spacing_mm: tuple[float, float, float] | None = None
     """Voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it."""
@@ -152,10 +163,12 @@ class Register:
             (io.read_points(self.landmarks[0]), io.read_points(self.landmarks[1])) if self.landmarks else None
         )
         masks = [io.read_labels(path) if path else None for path in (self.fixed_mask, self.moving_mask)]
+        spacings = self.fixed_spacing_mm, self.moving_spacing_mm
         with progress_bar(self.quiet or self.json) as progress:
             result = register(
                 io.read(self.fixed, spacing_mm=self.fixed_spacing_mm),
                 [io.read(path, spacing_mm=self.moving_spacing_mm) for path in self.moving],
+                channels=[parsed_channel(words, *spacings) for words in self.channel],
                 settings=settings,
                 initial=io.read_transform(self.initial) if self.initial else None,
                 deformable=self.deformable,
@@ -163,6 +176,7 @@ class Register:
                 moving_mask=masks[1],
                 landmarks=landmarks,
                 landmark_tolerance_mm=self.landmark_tolerance_mm,
+                landmark_folds=self.landmark_folds,
                 frame=int(self.frame) if self.frame.isdigit() else self.frame,
                 device=self.device,
                 seed=self.seed,
@@ -177,7 +191,7 @@ class Register:
         words, files = ["crossmorph", "register"], {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value == field.default or field.name in ("json", "quiet", "overwrite"):
+            if value == field.default or field.name in ("channel", "json", "quiet", "overwrite"):
                 continue
             positional = field.name in ("fixed", "moving")
             if not positional:
@@ -188,6 +202,10 @@ class Register:
                     files[name] = str(item)
                 if not isinstance(item, bool):
                     words.append(name if isinstance(item, Path) else str(item))
+        for number, (fixed, moving, *rest) in enumerate(self.channel, start=1):
+            names = [f"CHANNEL_{number}_{side}" for side in ("FIXED", "MOVING")]
+            files |= dict(zip(names, (fixed, moving), strict=True))
+            words += ["--channel", *names, *rest]
         return {"line": " ".join(words), "files": files}
 
     def _trained(self, settings: Settings) -> Settings:
@@ -219,6 +237,42 @@ class Register:
             for change in memory.get("changes", ()):
                 console.print(f"to fit into memory: {change}")
             console.print(f"{self.output}: {result.verdict} in {seconds:.1f} s")
+
+
+def parsed_channel(
+    words: tuple[str, ...],
+    fixed_spacing_mm: tuple[float, float, float] | None = None,
+    moving_spacing_mm: tuple[float, float, float] | None = None,
+) -> Channel:
+    """What --channel says, read.
+
+    Raises:
+        InputError: it is not two files with perhaps a weight and a descriptor, or a file cannot be read.
+    """
+    from crossmorph import io
+    from crossmorph.channels import Channel
+
+    told = f"--channel takes FIXED MOVING [WEIGHT] [DESCRIPTOR], not {' '.join(words)!r}"
+    if not 2 <= len(words) <= 4:
+        raise InputError(told)
+    known = {name: (Descriptor(name),) for name in get_args(DescriptorName)}
+    weight: float = 1.0
+    describe: tuple[Descriptor, ...] = ()
+    for word in words[2:]:
+        try:
+            if word in known:
+                describe = known[word]
+            else:
+                weight = float(word)
+        except ValueError:
+            raise InputError(f"{told}: {word!r} is neither a number nor one of {', '.join(known)}") from None
+    fixed, moving = Path(words[0]), Path(words[1])
+    return Channel(
+        io.read(fixed, spacing_mm=fixed_spacing_mm),
+        io.read(moving, spacing_mm=moving_spacing_mm),
+        weight,
+        describe,
+    )
 
 
 def chosen_settings(

@@ -6,7 +6,8 @@ picked; a growing coupling weight draws the two together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,15 @@ TIE = 3e-4
 """Weight of |d|^2 in the first pick: flat regions stay where they are instead of taking the first index."""
 
 _HALO = len(COUPLING) + 1  # planes that one plane's result depends on: one smoothing an iteration and one before
+
+
+class Matched(NamedTuple):
+    """Descriptors of one level that are to match, see ``coupled_convex``."""
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    valid: tuple[torch.Tensor, torch.Tensor] | None = None
+    unknown: float | None = None
 
 
 def coupled_convex(
@@ -51,15 +61,24 @@ def coupled_convex(
     Returns:
         (3, I, J, K) float32, displacement in cells along the array axes.
     """
-    if reproduce:
-        valid = None
-    elif valid is not None and unknown is None:
-        unknown = costs.expected_cost(fixed, moving, *valid)
-    planes, rows, columns = fixed.shape[1:]
-    plane_bytes = 4 * rows * columns * (2 * half_width + 1) ** 3
+    one = Matched(fixed, moving, valid, unknown)
+    return coupled_convex_of_sum([one], half_width, balanced, reproduce, memory_bytes)
+
+
+def coupled_convex_of_sum(
+    pairs: Sequence[Matched],
+    half_width: int,
+    balanced: bool = True,
+    reproduce: bool = False,
+    memory_bytes: float = 2**32,
+) -> torch.Tensor:
+    """The same where the costs of several pairs of descriptors, of one shape, are added."""
+    shape = pairs[0].fixed.shape[1:]
+    plane_bytes = 4 * shape[1] * shape[2] * (2 * half_width + 1) ** 3 * min(len(pairs), 2)
     thickness = max(int(memory_bytes / plane_bytes) - 2 * (_HALO + 2), 1)
-    cost = _cost(fixed, moving, half_width, valid, reproduce, unknown)
-    result = torch.empty((3, planes, rows, columns), dtype=torch.float32, device=fixed.device)
+    cost = _sum([_cost_of(pair, half_width, reproduce) for pair in pairs])
+    result = torch.empty((3, *shape), dtype=torch.float32, device=pairs[0].fixed.device)
+    planes = shape[0]
     for start in range(0, planes, thickness):
         stop = min(start + thickness, planes)
         low, high = max(start - _HALO, 0), min(stop + _HALO, planes)
@@ -67,6 +86,29 @@ def coupled_convex(
         field = sum(iterates[1:], iterates[0]) / len(iterates) if balanced else iterates[-1]
         result[:, start:stop] = field[:, start - low : stop - low]
     return result
+
+
+Costs = Callable[[int, int], torch.Tensor]
+"""A cost volume as a function of the planes wanted, first to one after the last."""
+
+
+def _cost_of(pair: Matched, half_width: int, reproduce: bool) -> Costs:
+    fixed, moving, valid, unknown = pair
+    if reproduce:
+        valid = None
+    elif valid is not None and unknown is None:
+        unknown = costs.expected_cost(fixed, moving, *valid)
+    return _cost(fixed, moving, half_width, valid, reproduce, unknown)
+
+
+def _sum(parts: Sequence[Costs]) -> Costs:
+    def total(low: int, high: int) -> torch.Tensor:
+        volume = parts[0](low, high)
+        for part in parts[1:]:
+            volume += part(low, high)
+        return volume
+
+    return total
 
 
 def cost_volume(
@@ -87,8 +129,7 @@ def _cost(
     valid: tuple[torch.Tensor, torch.Tensor] | None,
     counted: bool,
     unknown: float | None,
-) -> Callable[[int, int], torch.Tensor]:
-    """The cost volume as a function of the planes wanted, first to one after the last."""
+) -> Costs:
     if fixed.is_cuda:
         return lambda low, high: costs.cost_volume_reference(
             fixed, moving, half_width, valid, counted, unknown, (low, high)

@@ -77,10 +77,9 @@ class Landmarks:
         names = names or moving.names or tuple(str(n) for n in range(1, len(fixed) + 1))
         return cls(fixed.xyz.cpu().numpy(), moving.xyz.cpu().numpy()[order], float(tolerance_mm), names)
 
-    def without(self, n: int) -> Landmarks:
-        """All but one pair."""
-        keep = np.arange(len(self.fixed)) != n
-        names = tuple(name for k, name in enumerate(self.names) if k != n)
+    def chosen(self, keep: NDArray[np.bool_]) -> Landmarks:
+        """Some of the pairs."""
+        names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
         return replace(self, fixed=self.fixed[keep], moving=self.moving[keep], names=names)
 
     def errors_mm(self, mapping: Callable[[Numbers], Numbers]) -> Numbers:

@@ -6,7 +6,7 @@ body, so that one step size fits all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,28 +108,55 @@ class Fit:
     evaluations: int
 
 
-def fit(
-    similarity: Similarity,
-    features: torch.Tensor,
-    known: torch.Tensor,
-    to_voxels: Matrix,
-    from_voxels: Matrix,
-    mask: torch.Tensor,
-    frame: Frame,
-    iterations: int = 50,
-    tolerance_mm: float = 0.005,
-    pull: Pull | None = None,
-) -> Fit:
-    """The map of ``frame.model``, near the identity, that makes a similarity smallest.
+@dataclass(frozen=True)
+class Problem:
+    """What is made small, and where.
 
-    Args:
+    Attributes:
         similarity: of what is seen of ``features`` on the fixed grid.
         features: (A, B, C, F) of the moving image, channels last.
         known: (A, B, C) bool, where these are valid.
         to_voxels: (4, 4) from fixed points in mm to voxels of ``features``, the start included.
         from_voxels: (4, 4) from voxels of ``mask`` to fixed points in mm.
         mask: (I, J, K) bool of the fixed grid: what is compared.
-        frame: the model with its centre and radius.
+        weight: beside other problems.
+    """
+
+    similarity: Similarity
+    features: torch.Tensor
+    known: torch.Tensor
+    to_voxels: Matrix
+    from_voxels: Matrix
+    mask: torch.Tensor
+    weight: float = 1.0
+
+    def __call__(self, matrix: Matrix) -> tuple[float, Vector]:
+        """Weighted value of a map (4, 4) of fixed to fixed points, and its derivative by the first three rows."""
+        voxels = (self.to_voxels @ matrix @ self.from_voxels)[:3]
+        values, inside = seen(self.features, self.known, voxels, self.mask)
+        value, by_value = self.similarity(values, inside)
+        by_voxels = pulled(self.features, voxels, inside, by_value)
+        slope: Vector = self.to_voxels[:3, :3].T @ by_voxels @ self.from_voxels.T
+        return self.weight * value, self.weight * slope
+
+    def points(self) -> Vector:
+        """(N, 3) mm of the voxels that are compared."""
+        points: Vector = self.mask.nonzero().numpy() @ self.from_voxels[:3, :3].T + self.from_voxels[:3, 3]
+        return points
+
+
+def fit(
+    problems: Sequence[Problem],
+    model: Model,
+    iterations: int = 50,
+    tolerance_mm: float = 0.005,
+    pull: Pull | None = None,
+) -> Fit:
+    """The map of a model, near the identity, that makes the sum of some similarities smallest.
+
+    Args:
+        problems: what is made small.
+        model: which maps are tried, about the middle of what is compared.
         iterations: of BFGS, at most.
         tolerance_mm: it ends when no parameter changes by more than this.
         pull: another term, by the map's matrix, in units of the similarity's slope at the start times 1 mm.
@@ -137,6 +164,7 @@ def fit(
     Returns:
         A map of fixed points to fixed points, to be applied before the start.
     """
+    frame = _frame(problems, model)
     count = 0
     last: Vector = np.zeros(SIZES[frame.model])
 
@@ -144,12 +172,9 @@ def fit(
         nonlocal count
         count += 1
         matrix = frame.matrix(parameters)
-        voxels = (to_voxels @ matrix @ from_voxels)[:3]
-        values, inside = seen(features, known, voxels, mask)
-        value, by_value = similarity(values, inside)
-        by_voxels = pulled(features, voxels, inside, by_value)
-        by_matrix = to_voxels[:3, :3].T @ by_voxels @ from_voxels.T
-        return value, _chained(frame, parameters, by_matrix)
+        terms = [problem(matrix) for problem in problems]
+        total: Vector = np.sum([slope for _, slope in terms], axis=0)
+        return sum(value for value, _ in terms), _chained(frame, parameters, total)
 
     def watch(parameters: Vector) -> None:
         nonlocal last
@@ -179,6 +204,13 @@ def fit(
     if not value < first:
         return Fit(np.eye(4), first, first, count)
     return Fit(frame.matrix(found.x), value, first, count)
+
+
+def _frame(problems: Sequence[Problem], model: Model) -> Frame:
+    """Maps about the middle of all that is compared, lengths at its mean radius."""
+    points = np.concatenate([problem.points() for problem in problems])
+    middle = points.mean(0)
+    return Frame(model, middle, float(np.sqrt(np.square(points - middle).sum(1).mean())))
 
 
 def _chained(frame: Frame, parameters: Vector, by_matrix: Matrix) -> Vector:

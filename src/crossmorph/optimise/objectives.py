@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -14,7 +12,7 @@ from crossmorph.describe.mind import mind_ssc
 from crossmorph.kernels.linear import Matrix
 from crossmorph.match.cost import expected_cost
 from crossmorph.match.view import View
-from crossmorph.optimise.linear import Fit, Frame, Model, Pull, Similarity, fit
+from crossmorph.optimise.linear import Problem, Similarity
 from crossmorph.optimise.similarity import (
     correlation,
     dot_product,
@@ -25,38 +23,6 @@ from crossmorph.optimise.similarity import (
 
 BORDER = 3
 """DISA descriptors around a view that are worked out and left out."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A fit that waits for its model.
-
-    Attributes:
-        similarity: what is made small.
-        features, known: (A, B, C, F) of the moving image, channels last, and where they are valid.
-        to_voxels: (4, 4) from fixed points to voxels of the features, at the starting pose.
-        from_voxels: (4, 4) from voxels of ``mask`` to fixed points.
-        mask: (I, J, K) bool, what is compared.
-    """
-
-    similarity: Similarity
-    features: torch.Tensor
-    known: torch.Tensor
-    to_voxels: Matrix
-    from_voxels: Matrix
-    mask: torch.Tensor
-
-    def solved(self, model: Model, pull: Pull | None = None) -> Fit:
-        """The map of a model that fits best, with another term if given."""
-        frame = Frame(model, *_centre_and_radius(self.mask, self.from_voxels))
-        places = (self.to_voxels, self.from_voxels, self.mask)
-        return fit(self.similarity, self.features, self.known, *places, frame, pull=pull)
-
-
-def _centre_and_radius(mask: torch.Tensor, from_voxels: Matrix) -> tuple[np.ndarray, float]:
-    points = mask.nonzero().numpy() @ from_voxels[:3, :3].T + from_voxels[:3, 3]
-    middle = points.mean(0)
-    return middle, float(np.sqrt(np.square(points - middle).sum(1).mean()))
 
 
 def mind(fixed: View, moving: View, pose: Matrix) -> Problem:

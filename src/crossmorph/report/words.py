@@ -116,6 +116,14 @@ def inputs(record: dict[str, Any]) -> list[dict[str, Any]]:
     entries = [record["inputs"]["fixed"], *record["inputs"]["moving"]]
     names = ["fixed image", *moving_names(len(entries) - 1)]
     overlaps = [None, *record["box_overlap"]]
+    told = dict(zip((entry["name"] for entry in entries[1:]), names[1:], strict=True))
+    for channel in record["inputs"].get("channels", ()):
+        weight = f"weight {channel['weight']:g}"
+        described = ", ".join(descriptor["name"] for descriptor in channel["describe"])
+        partner = told[channel["moving"]]
+        names.append(f"fixed image of {partner} ({weight}{', ' if described else ''}{described})")
+        entries.append(channel["fixed"])
+        overlaps.append(None)
     return [
         {
             "name": name,
@@ -170,7 +178,11 @@ def fitted_landmarks(record: dict[str, Any]) -> dict[str, Any] | None:
     places = {name: n for n, name in enumerate(note["names"])}
     for name, error in left_out.items():
         rows[places[name]]["left_out"] = error
-    return {"tolerance_mm": note["tolerance_mm"], "rows": rows, "some_left_out": bool(left_out)}
+    held_out = record["choices"].get("landmarks held out")
+    for row, error in zip(rows, held_out["errors_mm"] if held_out else (), strict=False):
+        row["held_out"] = error
+    folds = held_out["folds"] if held_out else 0
+    return {"tolerance_mm": note["tolerance_mm"], "rows": rows, "some_left_out": bool(left_out), "folds": folds}
 
 
 def overlaps(evidence: Evidence) -> list[dict[str, Any]] | None:

@@ -23,7 +23,7 @@ from crossmorph.settings import Learned, Preprocessing, Refinement, from_dict
 from crossmorph.space import Grid
 from crossmorph.systems import gradient_guidance, lumir
 from crossmorph.systems.mcbo import refined_on_pair
-from crossmorph.systems.volume import Volume
+from crossmorph.systems.volume import Pair, Volume
 from crossmorph.train.checkpoint import described, load_weights
 from crossmorph.train.settings import TRAININGS, Training
 from crossmorph.transform import Affine
@@ -145,7 +145,7 @@ def displacement(
     settings: Learned,
     journal: Journal,
     device: torch.device,
-) -> tuple[Grid, list[Volume], torch.Tensor]:
+) -> tuple[Grid, Pair, torch.Tensor]:
     """What the network says of a pair.
 
     Returns:
@@ -162,4 +162,4 @@ def displacement(
     if settings.refine:
         with journal.stage("refine"):
             field = refined_on_pair(first, second, field, Refinement(iterations=settings.refine), journal)
-    return grid, [first, second], field
+    return grid, Pair(first, second), field

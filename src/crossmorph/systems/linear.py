@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from crossmorph.channels import Channel
 from crossmorph.describe.mind import mind_ssc
 from crossmorph.errors import InputError
 from crossmorph.image import Image
@@ -28,8 +29,8 @@ from crossmorph.match.start import (
 )
 from crossmorph.match.view import COARSE_VOXELS, FINE_VOXELS, View, views
 from crossmorph.optimise.landmarks import Landmarks
-from crossmorph.optimise.linear import Model
-from crossmorph.optimise.objectives import OBJECTIVES, mind
+from crossmorph.optimise.linear import Model, fit
+from crossmorph.optimise.objectives import OBJECTIVES
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.record import Journal
 from crossmorph.settings import Linear
@@ -101,6 +102,7 @@ def align(
     initial: Matrix | None = None,
     seed: int = 0,
     landmarks: Landmarks | None = None,
+    others: Sequence[Channel] = (),
 ) -> Matrix:
     """The linear map (4, 4) from fixed to moving points.
 
@@ -116,6 +118,8 @@ def align(
         seed: for random starts.
         landmarks: the start is where they fit best, and every fit keeps them near their matches. The journal gets
             the error at each one when it is left out.
+        others: further pairs, of one channel each. The start is found by the first pair alone; every fit and its
+            judgement take the weighted sum over all.
 
     Raises:
         InputError: no start brings the images together, or there is no structure to rank starts by.
@@ -130,30 +134,53 @@ def align(
         else:
             pose = landmarks.pose(header, settings.model != "translation")
             journal.note("start", {"from": "landmarks"})
-    fine = views(fixed, moving, FINE_VOXELS)
+    pairs = [Channel(fixed, moving), *others]
+    coarse_pairs, fine_pairs = (_seen(pairs, voxels) for voxels in (COARSE_VOXELS, FINE_VOXELS))
     models: tuple[Model, ...] = ("rigid", "affine") if settings.model == "affine" else (settings.model,)
     for model in models:
         with journal.stage(model):
-            pose = _fitted(coarse, fine, pose, model, settings, journal, landmarks)
+            pose = _fitted(coarse_pairs, fine_pairs, pose, model, settings, journal, landmarks)
     if landmarks is not None:
         kept = [model for model in models if journal.notes[_note(model)]["kept"]]
         with journal.stage("leave one out"):
-            journal.note("landmarks left out", _left_out(fine, kept[-1:], header, settings, landmarks))
+            journal.note("landmarks left out", _left_out(fine_pairs, kept[-1:], header, settings, landmarks))
     return pose
 
 
+class _Seen(NamedTuple):
+    """Both views of a pair, and what the pair weighs."""
+
+    fixed: View
+    moving: View
+    weight: float
+
+
+def _seen(pairs: Sequence[Channel], voxels: int) -> list[_Seen]:
+    return [_Seen(*views(pair.fixed, pair.moving, voxels), pair.weight) for pair in pairs]
+
+
+def _fit(
+    pairs: Sequence[_Seen], objective: str, pose: Matrix, model: Model, landmarks: Landmarks | None
+) -> Matrix:
+    """The pose after a fit to all pairs."""
+    problems = [
+        replace(OBJECTIVES[objective](pair.fixed, pair.moving, pose), weight=pair.weight) for pair in pairs
+    ]
+    pull = None if landmarks is None else partial(landmarks.pull, pose)
+    return pose @ fit(problems, model, pull=pull).matrix
+
+
 def _left_out(
-    views: tuple[View, View], models: list[Model], header: Matrix, settings: Linear, landmarks: Landmarks
+    pairs: Sequence[_Seen], models: list[Model], header: Matrix, settings: Linear, landmarks: Landmarks
 ) -> dict[str, float]:
     """Name of a landmark to its error in mm after a start and a fit that did not know it; of some where many."""
     chosen = np.unique(np.linspace(0, len(landmarks.names) - 1, LEFT_OUT).astype(int))
     found = {}
     for n in chosen if len(landmarks.names) > 1 else ():
-        others = landmarks.without(int(n))
+        others = landmarks.chosen(np.arange(len(landmarks.names)) != n)
         pose = others.pose(header, settings.model != "translation")
         for model in models:
-            problem = OBJECTIVES[settings.similarity](*views, pose)
-            pose = pose @ problem.solved(model, partial(others.pull, pose)).matrix
+            pose = _fit(pairs, settings.similarity, pose, model, others)
         error = np.linalg.norm(map_points(pose, landmarks.fixed[n]) - landmarks.moving[n])
         found[landmarks.names[n]] = round(float(error), 3)
     return found
@@ -282,8 +309,8 @@ class _Search:
 
 
 def _fitted(
-    coarse: tuple[View, View],
-    fine: tuple[View, View],
+    coarse: Sequence[_Seen],
+    fine: Sequence[_Seen],
     pose: Matrix,
     model: Model,
     settings: Linear,
@@ -293,13 +320,13 @@ def _fitted(
     """The pose after a fit of one model, or the same pose where the fit did not help."""
     found = pose
     if model == "affine":
-        agreed = step(coarse[0], cells(coarse[0]), coarse[1], pose, "affine")
+        first = coarse[0]
+        agreed = step(first.fixed, cells(first.fixed), first.moving, pose, "affine")
         found = pose if agreed is None else agreed.matrix
-    for views_, objective in ((coarse, mind), (fine, OBJECTIVES[settings.similarity])):
-        pull = None if landmarks is None else partial(landmarks.pull, found)
-        found = found @ objective(*views_, found).solved(model, pull).matrix
+    for pairs, objective in ((coarse, "mind"), (fine, settings.similarity)):
+        found = _fit(pairs, objective, found, model, landmarks)
     judge, name = (_likeness, "MIND-SSC") if settings.similarity == "mi" else (_information, "mutual information")
-    scores = _compared(judge, *fine, pose, found)
+    scores = _compared_all(judge, fine, pose, found)
     size = float(np.linalg.det(found[:3, :3]) / np.linalg.det(pose[:3, :3]))
     sound = 1 / LARGEST_SCALE < size < LARGEST_SCALE
     journal.note(
@@ -315,6 +342,19 @@ def _note(model: Model) -> str:
 
 
 Judge = Callable[..., float]
+
+
+def _compared_all(
+    judge: Judge, pairs: Sequence[_Seen], before: Matrix, after: Matrix
+) -> tuple[float, float] | None:
+    """Weighted means of the scores of all pairs that can be compared; None where none can."""
+    scores = [(pair.weight, _compared(judge, pair.fixed, pair.moving, before, after)) for pair in pairs]
+    told = [(weight, pair) for weight, pair in scores if pair is not None]
+    if not told:
+        return None
+    weights = [weight for weight, _ in told]
+    first, second = (float(np.average(side, weights=weights)) for side in zip(*(p for _, p in told), strict=True))
+    return first, second
 
 
 def _compared(

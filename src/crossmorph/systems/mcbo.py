@@ -12,9 +12,10 @@ the refinement starts smooth and takes on only as much detail as the images conf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -23,8 +24,7 @@ from crossmorph.describe.macmind import macmind, msssc
 from crossmorph.describe.mind import mind_ssc
 from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
-from crossmorph.match.convex import coupled_convex
-from crossmorph.match.cost import expected_cost
+from crossmorph.match.convex import coupled_convex_of_sum
 from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.landmarks import OnGrid
@@ -33,10 +33,10 @@ from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation,
 from crossmorph.preprocess import working_grid
 from crossmorph.record import Journal
 from crossmorph.resample import SUPPORTED
-from crossmorph.settings import Mcbo, Refinement
+from crossmorph.settings import Descriptor, Mcbo, Refinement
 from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
-from crossmorph.systems.volume import Levels, Volume, pooled
+from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 
 MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
@@ -48,8 +48,7 @@ PLENTY = Economy()
 
 
 def mcbo(
-    fixed: Volume,
-    movings: Sequence[Volume],
+    pairs: Sequence[Pair],
     settings: Mcbo,
     journal: Journal,
     landmarks: OnGrid | None = None,
@@ -58,7 +57,7 @@ def mcbo(
     """Displacement from fixed to moving on the working grid.
 
     Args:
-        fixed, movings: volumes on one grid; several moving modalities share one displacement.
+        pairs: volumes on one grid; several pairs share one displacement, each with its weight in the objective.
         settings: see ``Mcbo``. Without ``reproduce`` the grid should divide into the levels used.
         journal: takes progress, seconds and notes.
         landmarks: on the working grid; the refinements keep them near their matches. Where fields are summed
@@ -70,48 +69,70 @@ def mcbo(
         view. A, B, C are those of the last refinement's control points, or of the working grid where fields were
         summed.
     """
-    _check_size(fixed, settings)
+    shape = pairs[0].fixed.values.shape
+    _check_size(shape, settings)
     with journal.stage("descriptors"):
-        target = _levels(fixed, settings, 0, economy)
-        sources = [_levels(moving, settings, 1, economy) for moving in movings]
+        levels = _pyramid(shared(pairs), settings, economy)
     if settings.weights:
-        shape = fixed.values.shape
-        total = _weighted_sum(shape, target, sources, settings, journal, economy)
+        total = _weighted_sum(shape, levels, settings, journal, economy)
         return total if landmarks is None else landmarks.resized(total.shape[1:]).moved(total)
     field: torch.Tensor | None = None
     for level in settings.levels:
         with journal.stage(f"search level {level}"):
-            field = search(target[level], [s[level] for s in sources], level, settings, field, economy)
+            field = search(levels[level], level, settings, field, economy)
     assert field is not None
     if landmarks is not None:
         field = landmarks.resized(field.shape[1:]).moved(field)
     for number, stage in enumerate(settings.refine, start=1):
         with journal.stage(f"refine {number}"):
-            field = _refined(target, sources, field, stage, settings, journal, landmarks)
+            field = _refined(levels, field, stage, settings, journal, landmarks)
     return field
 
 
-def _check_size(fixed: Volume, settings: Mcbo) -> None:
+def _check_size(shape: Sequence[int], settings: Mcbo) -> None:
     coarsest = max(used_levels(settings))
-    if min(fixed.values.shape) < coarsest:
+    if min(shape) < coarsest:
         raise InputError(
-            f"the working grid has {tuple(fixed.values.shape)} voxels, along one axis fewer than the {coarsest} "
+            f"the working grid has {tuple(shape)} voxels, along one axis fewer than the {coarsest} "
             "that a level of these settings takes together; choose smaller levels, a finer spacing_mm, or the "
             "default preset"
         )
 
 
-def grid_of(fixed: Grid, movings: Sequence[Grid], settings: Mcbo) -> Grid:
-    """The grid that the system works on."""
+def grid_of(pairs: Sequence[tuple[Grid, Grid]], settings: Mcbo) -> Grid:
+    """The grid that the system works on, over the first of the fixed grids."""
     if settings.reproduce:
-        return fixed
+        return pairs[0][0]
     steps = [stage.level * (stage.control if settings.weights else 1) for stage in settings.refine]
-    return working_grid(fixed, movings, settings.spacing_mm, math.lcm(*settings.levels, *steps))
+    return working_grid(pairs, settings.spacing_mm, math.lcm(*settings.levels, *steps))
 
 
 def used_levels(settings: Mcbo) -> set[int]:
     """Levels at which descriptors are compared."""
     return {*settings.levels, *(stage.level for stage in settings.refine)}
+
+
+Pyramid = dict[int, list[Pair]]
+"""The pairs with their descriptors at each level that is used."""
+
+
+def _pyramid(pairs: Sequence[Pair], settings: Mcbo, economy: Economy) -> Pyramid:
+    """A volume that several pairs share is described once."""
+    made: dict[tuple[int, int, tuple[Descriptor, ...]], Levels] = {}
+
+    def levels(volume: Volume, side: int, describe: tuple[Descriptor, ...]) -> Levels:
+        key = id(volume), side, describe
+        if key not in made:
+            made[key] = _levels(volume, replace(settings, describe=describe), side, economy)
+        return made[key]
+
+    found: Pyramid = {level: [] for level in used_levels(settings)}
+    for pair in pairs:
+        describe = pair.describe or settings.describe
+        fixed, moving = levels(pair.fixed, 0, describe), levels(pair.moving, 1, describe)
+        for level, described in found.items():
+            described.append(replace(pair, fixed=fixed[level], moving=moving[level]))
+    return found
 
 
 def _levels(volume: Volume, settings: Mcbo, side: int, economy: Economy) -> Levels:
@@ -156,101 +177,89 @@ def _dot_as_difference(features: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def search(
-    fixed: Volume,
-    movings: Sequence[Volume],
+    pairs: Sequence[Pair],
     level: int,
     settings: Mcbo,
     start: torch.Tensor | None = None,
     economy: Economy = PLENTY,
 ) -> torch.Tensor:
-    """Discrete search of one level: (3, A, B, C) in its cells, fused over the moving modalities.
+    """Discrete search of one level: (3, A, B, C) in its cells.
 
-    The volumes are pooled to the level. With ``start``, the moving features are warped by it first and what is
-    found is composed with it: u(x) = r(x) + start(x + r(x)).
+    The costs of all pairs are added, or (published) each is searched alone and the fields are fused. The volumes
+    are pooled to the level. With ``start``, the moving features are warped by it first and what is found is
+    composed with it: u(x) = r(x) + start(x + r(x)).
     """
     if start is not None:
-        start = resize(start, fixed.values.shape)
-    found = []
-    for moving in movings:
-        source = moving if start is None else moving.warped(start)
-        found.append(_consistent_pair(fixed, source, level, settings, economy))
+        start = resize(start, pairs[0].fixed.values.shape)
+        pairs = [replace(pair, moving=pair.moving.warped(start)) for pair in pairs]
+    found = [_consistent(group, level, settings, economy) for group in _groups(pairs, settings)]
     field = fuse(found, settings.fusion)
     return field if start is None else field + warp(start, field)
 
 
-def _consistent_pair(a: Volume, b: Volume, level: int, settings: Mcbo, economy: Economy) -> torch.Tensor:
+def _groups(pairs: Sequence[Pair], settings: Mcbo) -> list[Sequence[Pair]]:
+    """The pairs that are searched together."""
+    return [pairs] if settings.fusion == "cost" else [[replace(pair, weight=1.0)] for pair in pairs]
+
+
+def _consistent(pairs: Sequence[Pair], level: int, settings: Mcbo, economy: Economy) -> torch.Tensor:
     """Both directions of one level made consistent; the forward one."""
     rounds = settings.consistency_iterations
-    both = ((a, b), (b, a)) if rounds else ((a, b),)
+    both = (pairs, [pair.turned() for pair in pairs]) if rounds else (pairs,)
     if settings.reproduce and level == 1:  # published: each octant on its own
-        field = torch.empty((3, *a.values.shape), device=a.values.device)
-        for octant, _, _ in pieces(field.shape[1:], (2, 2, 2), 0):
-            parts = [_convex(x.cropped(octant), y.cropped(octant), settings, economy) for x, y in both]
+        shape = pairs[0].fixed.values.shape
+        field = torch.empty((3, *shape), device=pairs[0].fixed.values.device)
+        for octant, _, _ in pieces(shape, (2, 2, 2), 0):
+            parts = [_convex([pair.cropped(octant) for pair in side], settings, economy) for side in both]
             found = inverse_consistent(parts[0], parts[1], rounds, True)[0] if rounds else parts[0]
             field[(slice(None), *octant)] = found
         return field
-    fields = [_convex(x, y, settings, economy) for x, y in both]
+    fields = [_convex(side, settings, economy) for side in both]
     return inverse_consistent(fields[0], fields[1], rounds, settings.reproduce)[0] if rounds else fields[0]
 
 
-def _convex(a: Volume, b: Volume, settings: Mcbo, economy: Economy) -> torch.Tensor:
-    """The coupled convex search from a to b, in blocks where memory asks for them."""
-    assert a.features is not None
-    assert b.features is not None
-    unknown = None if settings.reproduce else expected_cost(a.features, b.features, a.valid, b.valid)
+def _convex(pairs: Sequence[Pair], settings: Mcbo, economy: Economy) -> torch.Tensor:
+    """The coupled convex search of pairs whose costs are added, in blocks where memory asks for them."""
+    unknown = [None if settings.reproduce else pair.expected() for pair in pairs]
 
     def solve(box: Box, slab_bytes: float) -> torch.Tensor:
-        x, y = a.cropped(box), b.cropped(box)
-        assert x.features is not None
-        assert y.features is not None
-        options = (settings.balanced, settings.reproduce, unknown, slab_bytes)
-        return coupled_convex(
-            x.features.float(), y.features.float(), settings.half_width, (x.valid, y.valid), *options
-        )
+        parts = [pair.cropped(box).matched(cost) for pair, cost in zip(pairs, unknown, strict=True)]
+        return coupled_convex_of_sum(parts, settings.half_width, settings.balanced, settings.reproduce, slab_bytes)
 
-    return in_blocks(a.values.shape, settings.half_width, economy.cost_bytes, solve)
+    return in_blocks(pairs[0].fixed.values.shape, settings.half_width, economy.cost_bytes, solve)
 
 
 def fuse(fields: Sequence[torch.Tensor], mode: str) -> torch.Tensor:
-    """Fields (3, I, J, K) of several moving modalities as one.
+    """Fields (3, I, J, K) of several pairs as one.
 
-    ``mean``; ``magnitude``: at each voxel the longest vector; ``signed``: at each voxel and component the largest
-    signed value, as released, which depends on the orientation of the array.
+    ``magnitude``: at each voxel the longest vector; ``signed``: at each voxel and component the largest signed
+    value, as released, which depends on the orientation of the array.
     """
+    if len(fields) == 1:
+        return fields[0]
     stack = torch.stack(list(fields))
-    if mode == "mean" or len(stack) == 1:
-        return _mean(fields)
     if mode == "signed":
         return stack.amax(0)
     longest = stack.square().sum(1).argmax(0)
     return stack.gather(0, longest[None, None].expand(1, 3, -1, -1, -1))[0]
 
 
-def _mean(fields: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean in the given order, so that the last bit does not depend on the number of threads."""
-    return sum(fields[1:], fields[0]) / len(fields)
-
-
 def _weighted_sum(
-    shape: Sequence[int],
-    fixed: Levels,
-    movings: Sequence[Levels],
-    settings: Mcbo,
-    journal: Journal,
-    economy: Economy,
+    shape: Sequence[int], levels: Pyramid, settings: Mcbo, journal: Journal, economy: Economy
 ) -> torch.Tensor:
     """Published fusion: the sum of weighted level fields, the finest of them refined (MCBO, multilevel fusion)."""
     total: torch.Tensor | None = None
     for level, weight in zip(settings.levels, settings.weights, strict=True):
         fields = []
-        for moving in movings:
+        for n in range(len(_groups(levels[level], settings))):
+            own = {level: _groups(pairs, settings)[n] for level, pairs in levels.items()}
             with journal.stage(f"search level {level}"):
-                field = search(fixed[level], [moving[level]], level, settings, economy=economy)
+                field = search(own[level], level, settings, economy=economy)
                 field = _in_voxels(field, level, shape, settings)
             if level == min(settings.levels):
                 for number, stage in enumerate(settings.refine, start=1):
                     with journal.stage(f"refine {number}"):
-                        field = _refined(fixed, [moving], field, stage, settings, journal)
+                        field = _refined(own, field, stage, settings, journal)
                         field = _in_voxels(field, stage.level * stage.control, shape, settings)
                 field = _box_smoothed(field, settings)
             fields.append(field)
@@ -277,8 +286,7 @@ def _box_smoothed(field: torch.Tensor, settings: Mcbo) -> torch.Tensor:
 
 
 def _refined(
-    fixed: Levels,
-    movings: Sequence[Levels],
+    levels: Mapping[int, Sequence[Pair]],
     field: torch.Tensor,
     stage: Refinement,
     settings: Mcbo,
@@ -286,7 +294,8 @@ def _refined(
     landmarks: OnGrid | None = None,
 ) -> torch.Tensor:
     """``field`` after one refinement, in cells of the stage's control grid."""
-    target, sources = fixed[stage.level], [moving[stage.level] for moving in movings]
+    pairs = levels[stage.level]
+    target = pairs[0].fixed
     shape = target.values.shape
     control = [-(-n // stage.control) for n in shape]
     if settings.reproduce:
@@ -296,7 +305,7 @@ def _refined(
     anchor = smooth(start, 3) if stage.anchored else None
 
     def term(similarity: str) -> DataTerm:
-        data = _mean_term(target, sources, similarity, settings.reproduce)
+        data = _weighted_term(pairs, similarity, settings.reproduce)
         if landmarks is None:
             return data
         share = (3 * stage.control) ** 3 / max(int(target.weight.sum()), 1)
@@ -328,7 +337,7 @@ def _refined(
         choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
         if stage.similarity == "lncc" or choice.smoothness < SMOOTHNESS[0]:
             return choice.field
-    return chosen("mind", lambda found: information(target, sources, found)[0] - 1, INFORMATION_GAIN).field
+    return chosen("mind", lambda found: information(pairs, found)[0] - 1, INFORMATION_GAIN).field
 
 
 def refined_on_pair(
@@ -344,40 +353,45 @@ def refined_on_pair(
         (3, A', B', C') in cells of the stage's control grid.
     """
     settings = Mcbo(levels=(stage.level,), refine=(stage,))
-    target, source = (_levels(volume, settings, side, PLENTY) for side, volume in enumerate((fixed, moving)))
-    return _refined(target, [source], field, stage, settings, journal)
+    return _refined(_pyramid([Pair(fixed, moving)], settings, PLENTY), field, stage, settings, journal)
 
 
-def information(fixed: Volume, movings: Sequence[Volume], *fields: torch.Tensor | None) -> tuple[float, ...]:
+def information(pairs: Sequence[Pair], *fields: torch.Tensor | None) -> tuple[float, ...]:
     """Normalised mutual information under each of some fields, where all of them show valid voxels.
 
     Args:
-        fixed, movings: volumes on one grid; the mean over the moving modalities is taken.
+        pairs: volumes on one grid; the weighted mean over the pairs is taken.
         fields: (3, I, J, K) in voxels of that grid; None for no motion.
     """
     found = []
-    for moving in movings:
+    for pair in pairs:
+        fixed, moving = pair.fixed, pair.moving
         layers = torch.stack((moving.values, moving.valid.float()))
         seen = [layers if field is None else warp(layers, field) for field in fields]
         common = fixed.weight & torch.stack([share > SUPPORTED for _, share in seen]).all(0)
         found.append([normalised_information(fixed.values.cpu(), v.cpu(), common.cpu()) for v, _ in seen])
-    return tuple(sum(values) / len(movings) for values in zip(*found, strict=True))
+    weights = [pair.weight for pair in pairs]
+    return tuple(float(np.average(values, weights=weights)) for values in zip(*found, strict=True))
 
 
-def _mean_term(target: Volume, sources: Sequence[Volume], similarity: str, reproduce: bool) -> DataTerm:
-    """Mean of the data terms of all moving modalities."""
-    assert target.features is not None
+def _weighted_term(pairs: Sequence[Pair], similarity: str, reproduce: bool) -> DataTerm:
+    """The sum of the data terms of all pairs, each with its weight."""
     terms: list[DataTerm] = []
-    for source in sources:
-        assert source.features is not None
+    for pair in pairs:
+        fixed, moving = pair.fixed, pair.moving
+        assert fixed.features is not None
+        assert moving.features is not None
         if similarity == "lncc":
-            terms.append(LocalCorrelation(target.values, source.values, target.weight, source.valid))
+            terms.append(LocalCorrelation(fixed.values, moving.values, fixed.weight, moving.valid))
         else:
-            terms.append(DescriptorSSD(target.features, source.features, target.weight, source.valid, reproduce))
+            terms.append(DescriptorSSD(fixed.features, moving.features, fixed.weight, moving.valid, reproduce))
 
-    def mean(field: torch.Tensor) -> tuple[float, torch.Tensor]:
-        results = [term(field) for term in terms]
-        value = sum(value for value, _ in results) / len(results)
-        return value, _mean([gradient for _, gradient in results])
+    def total(field: torch.Tensor) -> tuple[float, torch.Tensor]:
+        value, slope = 0.0, torch.zeros_like(field)
+        for pair, term in zip(pairs, terms, strict=True):  # in this order whatever the number of threads
+            own, by_field = term(field)
+            value += pair.weight * own
+            slope += pair.weight * by_field
+        return value, slope
 
-    return terms[0] if len(terms) == 1 else mean
+    return terms[0] if len(terms) == 1 else total

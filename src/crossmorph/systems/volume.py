@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.match.consistency import warp
+from crossmorph.match.convex import Matched
+from crossmorph.match.cost import expected_cost
+from crossmorph.settings import Descriptor
 from crossmorph.systems.blocks import Box
 
 POOLED_PLANES = 16
@@ -46,6 +51,56 @@ class Volume:
         assert self.features is not None
         features = self.features[(slice(None), *box)]
         return Volume(self.values[box], self.valid[box], self.weight[box], features)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two volumes on one grid that are compared: a term of the objective.
+
+    Attributes:
+        fixed, moving: the volumes.
+        weight: of the term.
+        describe: what is compared; empty for what the settings say.
+    """
+
+    fixed: Volume
+    moving: Volume
+    weight: float = 1.0
+    describe: tuple[Descriptor, ...] = ()
+
+    def turned(self) -> Pair:
+        """The same from moving to fixed."""
+        return replace(self, fixed=self.moving, moving=self.fixed)
+
+    def cropped(self, box: Box) -> Pair:
+        """The part in a box."""
+        return replace(self, fixed=self.fixed.cropped(box), moving=self.moving.cropped(box))
+
+    def pooled(self, level: int) -> Pair:
+        """Both pooled, see ``Volume.pooled``."""
+        return replace(self, fixed=self.fixed.pooled(level), moving=self.moving.pooled(level))
+
+    def expected(self) -> float:
+        """Weighted cost of a random pair of valid descriptors, see ``match.cost.expected_cost``."""
+        fixed, moving = self.fixed, self.moving
+        assert fixed.features is not None
+        assert moving.features is not None
+        return self.weight * expected_cost(fixed.features, moving.features, fixed.valid, moving.valid)
+
+    def matched(self, unknown: float | None) -> Matched:
+        """What a search compares: descriptors scaled so that their squared difference has the weight."""
+        features = []
+        for volume in (self.fixed, self.moving):
+            assert volume.features is not None
+            full = volume.features.float()
+            features.append(full if self.weight == 1 else full * math.sqrt(self.weight))
+        return Matched(features[0], features[1], (self.fixed.valid, self.moving.valid), unknown)
+
+
+def shared(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with weights whose sum is 1, so that regularity weighs the same however many there are."""
+    total = sum(pair.weight for pair in pairs)
+    return [replace(pair, weight=pair.weight / total) for pair in pairs]
 
 
 Levels = dict[int, Volume]
