@@ -52,8 +52,10 @@ class Confidence:
 
         rows: list[Row] = []
         curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        points: list[tuple[np.ndarray, np.ndarray]] = []
         for case, evidence, (fixed, moving) in self._cases():
             true, expected = errors(evidence, fixed, moving)
+            points.append((true, expected))
             curves[case] = tenths(expected, expected), tenths(expected, true)
             rises = int((np.diff(curves[case][1]) > 0).sum())
             row: Row = {"case": case, "points": len(true), "true_mm": round(float(true.mean()), 2)}
@@ -63,6 +65,8 @@ class Confidence:
             rows.append(row)
             print(*row.values(), flush=True)
         rows.append(together(curves))
+        curves["all together"], row = pooled(points)
+        rows.append(row)
         draw(curves, FIGURE)
         table = markdown(rows)
         print(table)
@@ -103,6 +107,20 @@ def together(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Row:
     return {"case": "mean of all, relative", "rises_of_9": rises, "true_mm_by_tenths": shares}
 
 
+def pooled(cases: list[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[np.ndarray, np.ndarray], Row]:
+    """Curve and row of all cases' points in one order, as many of each case, in mm."""
+    count = min(len(true) for true, _ in cases)
+    rng = np.random.default_rng(0)
+    chosen = [rng.choice(len(true), count, replace=False) for true, _ in cases]
+    true, expected = (
+        np.concatenate([case[side][places] for case, places in zip(cases, chosen, strict=True)]) for side in (0, 1)
+    )
+    curve = tenths(expected, expected), tenths(expected, true)
+    row: Row = {"case": "points of all, in mm", "points": len(true), "true_mm": round(float(true.mean()), 2)}
+    row |= {"expected_mm": round(float(expected.mean()), 2), "rises_of_9": int((np.diff(curve[1]) > 0).sum())}
+    return curve, row | {"true_mm_by_tenths": " ".join(f"{value:.2f}" for value in curve[1])}
+
+
 def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """True against expected error, a line a case."""
     from matplotlib.figure import Figure
@@ -110,7 +128,9 @@ def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     figure: Any = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for case, (expected, true) in curves.items():
-        axis.loglog(expected, true, marker="o", markersize=3, linewidth=1, label=case)
+        wide = case == "all together"
+        style = {"color": "black", "linewidth": 3, "zorder": 3} if wide else {"linewidth": 1}
+        axis.loglog(expected, true, marker="o", markersize=3, label=case, **style)
     ends = [0.15, 15]
     axis.loglog(ends, ends, color="#777777", linestyle="--", linewidth=1, label="equal")
     axis.set_xlabel("expected error, mm: mean of each tenth of the points")

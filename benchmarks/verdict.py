@@ -47,6 +47,15 @@ OTHER_BODIES = (
 )
 """Name, fixed and moving image of registrations that cannot be right."""
 
+HELD_OUT = (
+    ("ixi_IXI014_to_IXI012", "ixi_train/IXI012-HH-1211_T1", "ixi_train/IXI014-HH-1236_T1"),
+    ("ixi_IXI048_to_IXI033", "ixi_train/IXI033-HH-1259_T1", "ixi_train/IXI048-HH-1326_T1"),
+    ("spinal_mt1_to_t1w", "spinal_cord/mt_t1w", "spinal_cord/mt1"),
+    ("prostate_cor_to_tra", "prostate/t2_tra", "prostate/t2_cor"),
+    ("infant_t2_to_t1", "infant_t1t2/month0_T1", "infant_t1t2/month0_T2"),
+)
+"""Name, fixed and moving image of right registrations that had no part in setting the limits."""
+
 MIRRORED = ("nichart_T1of2_to_T1of1", "ixi_IXI634_to_IXI631", "phantom0")
 """Pairs that are registered once more with the moving header mirrored."""
 
@@ -66,6 +75,9 @@ class Verdicts:
 
     truth_cache: Path = TRUTH_CACHE
     """Where cases with known truth are kept."""
+
+    held_out: bool = False
+    """Judge the cases that had no part in setting the limits, and what is made of them."""
 
     only_made: bool = False
     """Judge the registrations that are there, and make no other."""
@@ -99,11 +111,11 @@ class Verdicts:
 
     def _judged(self) -> Iterator[tuple[str, str, Callable[[], Result]]]:
         """Kind, case and how to get at the result."""
-        data, files = data_folder(), self._right()
-        for case, fixed, moving in OTHER_BODIES:
-            files[f"body-{case}"] = data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz"
-        for case in MIRRORED:
-            files[f"mirror-{case}"] = files[case][0], mirrored(files[case][1], self.output)
+        files = named(HELD_OUT) if self.held_out else self._right()
+        if not self.held_out:
+            files |= {f"body-{case}": pair for case, pair in named(OTHER_BODIES).items()}
+            for case in MIRRORED:
+                files[f"mirror-{case}"] = files[case][0], mirrored(files[case][1], self.output)
         evidence = cache(lambda case: made(self.output, case, *files[case]))
         there = [case for case in files if not self.only_made or (self.output / case).is_dir()]
         special = {"body": "other body, registered", "mirror": "mirrored header, registered"}
@@ -119,6 +131,12 @@ class Verdicts:
         every = [*pairs(data, self.truth_cache), *truth(data, self.truth_cache)]
         files = {case.id: (case.fixed, case.moving) for case in every}
         return files | {f"phantom{seed}": phantom_files(self.output, seed) for seed in range(3)}
+
+
+def named(cases: tuple[tuple[str, str, str], ...]) -> dict[str, tuple[Path, Path]]:
+    """Files of cases that are named by hand."""
+    data = data_folder()
+    return {case: (data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz") for case, fixed, moving in cases}
 
 
 def by_turns(cases: list[str]) -> list[str]:
@@ -245,7 +263,7 @@ def same_subjects(one: str, other: str) -> bool:
 
 def body_of(case: str) -> str:
     """What the images of a case show."""
-    bodies = {"phantom": "trunk", "totalseg": "trunk", "spinal": "neck", "mouse": "mouse"}
+    bodies = {"prostate": "pelvis", "phantom": "trunk", "totalseg": "trunk", "spinal": "neck", "mouse": "mouse"}
     return next((body for name, body in bodies.items() if case.startswith(name)), "head")
 
 

@@ -10,7 +10,13 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 
 from crossmorph import io
 from crossmorph.errors import InputError
@@ -221,7 +227,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (irregular, r"no regular stack: IM3.dcm is 1.20 mm from its place"),
     (placeless, "IM3.dcm has no ImagePositionPatient"),
     (colours, r"its pixels are MONOCHROME2 \(6 slices\), RGB \(1 slices\)"),
-    (multiframe, "m.dcm holds several frames"),
+    (multiframe, "m.dcm holds 4 frames but does not say where each lies"),
     (truncated, "cannot be read as a DICOM series"),
     (cut_head, "about 1 slices are missing"),
     (huge, r"it claims \(1, 65535, 65535, 6\) values"),
@@ -236,3 +242,108 @@ def test_faults_are_said_in_words(folder: Path, spoil: Callable[[Path], None], m
     with pytest.raises(InputError, match=message) as caught:
         io.read(folder)
     assert str(folder) in str(caught.value)
+
+
+# -- enhanced files ----------------------------------------------------------------------------------------------
+
+
+def group(**sequences: dict[str, Any]) -> Dataset:
+    """Functional groups: the name of each (without Sequence) to its elements."""
+    item = Dataset()
+    for name, elements in sequences.items():
+        inner = Dataset()
+        for keyword, value in elements.items():
+            setattr(inner, keyword, value)
+        setattr(item, f"{name}Sequence", [inner])
+    return item
+
+
+def enhanced(path: Path, order: list[int], **changes: Any) -> None:
+    """One file whose frames are the slices of ``write`` in some order, each with a slope of its own."""
+    shared = group(
+        PlaneOrientation={"ImageOrientationPatient": [*ROW, *COLUMN]},
+        PixelMeasures={"PixelSpacing": [1.5, 0.7], "SliceThickness": 4.0},
+    )
+    frames = [
+        group(
+            PlanePosition={"ImagePositionPatient": (ORIGIN + 4.0 * n * NORMAL).round(6).tolist()},
+            PixelValueTransformation={"RescaleSlope": 1 + n, "RescaleIntercept": -10 * n},
+        )
+        for n in order
+    ]
+    elements = {
+        "NumberOfFrames": len(order),
+        "SharedFunctionalGroupsSequence": [shared],
+        "PerFrameFunctionalGroupsSequence": frames,
+        "PixelData": VALUES[order].tobytes(),
+        "SOPClassUID": EnhancedCTImageStorage,
+        **dict.fromkeys(("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "RescaleSlope")),
+    }
+    write(path, 0, **(elements | changes))
+
+
+def test_frames_of_an_enhanced_file_are_slices(folder: Path, tmp_path: Path) -> None:
+    series = io.read(folder)
+    enhanced(tmp_path / "one.dcm", [3, 0, 5, 1, 4, 2])
+    image = io.read(tmp_path / "one.dcm")
+    assert image.grid.same_as(series.grid)
+    slope = np.arange(1, COUNT + 1)
+    np.testing.assert_array_equal(image.data[0].numpy(), VALUES.transpose(2, 1, 0) * slope - 10 * (slope - 1))
+
+
+def test_an_enhanced_file_may_hold_several_frames_at_a_place(tmp_path: Path) -> None:
+    enhanced(tmp_path / "two.dcm", [0, 1, 2, 0, 1, 2])
+    image = io.read(tmp_path / "two.dcm")
+    assert image.data.shape == (2, COLUMNS, ROWS, 3)
+    assert image.notes[0].startswith("2 slices at every place")
+
+
+def test_a_series_of_enhanced_files_is_one_volume(tmp_path: Path) -> None:
+    enhanced(tmp_path / "low.dcm", [0, 1, 2])
+    enhanced(tmp_path / "high.dcm", [3, 4, 5])
+    assert io.read(tmp_path).grid.shape == (COLUMNS, ROWS, COUNT)
+
+
+def turned(frames: list[Dataset]) -> None:
+    frames[1].PlaneOrientationSequence = group(
+        PlaneOrientation={"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+    ).PlaneOrientationSequence
+
+
+def unplaced(frames: list[Dataset]) -> None:
+    del frames[2].PlanePositionSequence
+
+
+def missing(frames: list[Dataset]) -> None:
+    del frames[-1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (turned, "1 of its 4 slices are turned against the others, such as frame 2 of e.dcm; a localiser"),
+        (unplaced, "frame 3 of e.dcm has no ImagePositionPatient"),
+        (missing, "e.dcm holds 4 frames but does not say where each lies"),
+    ],
+)
+def test_faults_of_enhanced_files(spoil: Callable[[list[Dataset]], None], message: str, tmp_path: Path) -> None:
+    enhanced(tmp_path / "e.dcm", [0, 1, 2, 3])
+    dataset = pydicom.dcmread(tmp_path / "e.dcm")
+    spoil(dataset.PerFrameFunctionalGroupsSequence)
+    dataset.save_as(tmp_path / "e.dcm")
+    with pytest.raises(InputError, match=message):
+        io.read(tmp_path / "e.dcm")
+
+
+def test_a_gap_in_an_enhanced_file_names_its_frames(tmp_path: Path) -> None:
+    enhanced(tmp_path / "e.dcm", [0, 1, 2, 4, 5])
+    with pytest.raises(InputError, match=r"frame 3 of e.dcm and frame 4 of e.dcm are 8.00 mm apart"):
+        io.read(tmp_path / "e.dcm")
+
+
+def test_a_truncated_enhanced_file_is_refused(tmp_path: Path) -> None:
+    enhanced(tmp_path / "e.dcm", list(range(COUNT)))
+    raw = (tmp_path / "e.dcm").read_bytes()
+    (tmp_path / "e.dcm").write_bytes(raw[:-50])
+    with pytest.raises(InputError, match="cannot be read as a DICOM series"):
+        io.read(tmp_path / "e.dcm")

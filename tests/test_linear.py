@@ -272,6 +272,25 @@ def test_a_known_map_is_recovered(model: Model, kind: str) -> None:
     assert np.linalg.norm(error, axis=1).mean() < 0.15
 
 
+def test_two_problems_tell_together_what_neither_tells_alone() -> None:
+    """Stripes across the first axis leave the other two open, and those across the others leave the first."""
+    shift = np.array([2.0, -1.5, 1.0])
+    everywhere = torch.ones(GRID.shape, dtype=torch.bool)
+
+    def problem(axes: list[int]) -> Problem:
+        fixed, moving = (
+            torch.from_numpy(np.sin((LATTICE - by)[..., axes] / 4).sum(-1, keepdims=True)).float()
+            for by in (np.zeros(3), shift)
+        )
+        similarity = squared_difference(fixed, BODY.float(), 4.0)
+        return Problem(similarity, moving, everywhere, GRID.inverse_affine, GRID.affine, BODY, 0.5)
+
+    first, second = problem([0]), problem([1, 2])
+    for problems, known in (([first], [1, 0, 0]), ([second], [0, 1, 1]), ([first, second], [1, 1, 1])):
+        found = fit(problems, "translation").matrix[:3, 3]
+        np.testing.assert_allclose(found, shift * known, atol=0.1)
+
+
 def test_nothing_to_follow_leaves_everything_where_it_is() -> None:
     flat = torch.full((*GRID.shape, 1), 0.5)
     everywhere = torch.ones(GRID.shape, dtype=torch.bool)

@@ -58,14 +58,15 @@ def checked(
     targets = dict(zip(map(id, shared), _images(shared, "fixed", fixed_mask), strict=True))
     fixed = [targets[id(channel.fixed)] for channel in channels]
     moving = _images([channel.moving for channel in channels], "moving", moving_mask)
-    for channel, image in zip(channels, fixed, strict=True):
+    for channel, image, partner in zip(channels, fixed, moving, strict=True):
+        names = f"{image.name} and {partner.name}"
         if not (channel.weight > 0 and math.isfinite(channel.weight)):
             raise InputError(
-                f"the weight of {channel.fixed.name} and {channel.moving.name} must be above 0 and finite, "
-                f"not {channel.weight}; leave out a channel that should not count"
+                f"the weight of {names} must be above 0 and finite, not {channel.weight}; leave out a channel "
+                "that should not count"
             )
         for descriptor in channel.describe:
-            check(descriptor, f"{channel.fixed.name} and {channel.moving.name}")
+            check(descriptor, names)
         gap = gap_mm(fixed[0].grid, image.grid)
         if gap > 0:
             raise InputError(

@@ -30,8 +30,8 @@ STEADY = 0.01
 LIMIT = 2.0
 """Cells that no error exceeds: a smooth deformation is held by what surrounds a place that shows nothing."""
 
-FACTOR, POWER = 0.0106, 1.25
-"""Error in cells = factor (trace of the inverse curvature)^power; fitted once, see docs/report.md."""
+FACTOR, POWER, REST = 0.035, 0.4, 0.02
+"""Error in cells = factor * trace of the inverse curvature * (cells still to go + rest)^power; docs/report.md."""
 
 
 class Curvature(NamedTuple):
@@ -48,12 +48,12 @@ def expected_error(fixed: Image, moving: Image, transform: PointMap) -> Image:
     images (``expected_cost``). With H its curvature and g its slope at d = 0, both pooled over neighbouring cells,
     of the search forth (f) and back (b):
 
-        e^2 = (FACTOR tr(H^-1)^POWER)^2 + (|H^-1 g_f|^2 + |H^-1 g_b|^2) / 2,    H = (H_f + H_b) / 2
-        error = e / (1 + e / LIMIT)
+        m^2 = (|H^-1 g_f|^2 + |H^-1 g_b|^2) / 2,    H = (H_f + H_b) / 2
+        e = FACTOR tr(H^-1) (m + REST)^POWER,       error = e / (1 + e / LIMIT)
 
-    The first part is the sharpness of the cost volume: the inverse curvature is the shape of the covariance of a
-    least-squares match (Förstner 1982), the power was fitted to registrations with known errors. The second is
-    inverse consistency: how far each direction would still go, which is zero for both where they agree.
+    The trace is the sharpness of the cost volume: the inverse curvature is the shape of the covariance of a
+    least-squares match (Förstner 1982). m is inverse consistency: how far each direction would still go, which is
+    zero for both where they agree. Factor and power were fitted to registrations with known errors.
 
     Args:
         fixed, moving: one channel each.
@@ -69,11 +69,12 @@ def expected_error(fixed: Image, moving: Image, transform: PointMap) -> Image:
     forth, back = _pooled(_around(first, second), known), _pooled(_around(second, first), known)
     matrix = (forth.curvature + back.curvature) / 2
     values, axes = torch.linalg.eigh(matrix)
-    sharpness = FACTOR * (1 / values.clamp_min(FLATTEST)).sum(-1) ** POWER
+    flatness = (1 / values.clamp_min(FLATTEST)).sum(-1)
     inverse = axes @ torch.diag_embed(1 / (values.clamp_min(0) + STEADY)) @ axes.mT
     moves = [(inverse @ side.slope[..., None])[..., 0].square().sum(-1) for side in (forth, back)]
     cell = grid.resized(known.shape)
-    cells_off = (sharpness.square() + (moves[0] + moves[1]) / 2).sqrt()
+    to_go = ((moves[0] + moves[1]) / 2).sqrt()
+    cells_off = FACTOR * flatness * (to_go + REST) ** POWER
     error = cells_off / (1 + cells_off / LIMIT) * float(cell.spacing[0])
     return _on_fixed(error, known, cell, fixed)
 

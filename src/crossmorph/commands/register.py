@@ -100,8 +100,8 @@ class Register:
     """How well landmarks were placed: nearer to its match than this, a landmark leaves the rest to the images."""
 
     landmark_folds: int = 0
-    """Register so many times more, each time without a share of the landmarks, for an honest error of each. With as
-    many folds as landmarks, one is left out at a time."""
+    """Register so many times more, each time without a share of the landmarks, for an honest error of each. As
+    many folds as landmarks leave out one at a time."""
 
     fixed_spacing_mm: tuple[float, float, float] | None = None
     """Voxel size along x, y, z of a TIFF or OME-Zarr that does not tell it."""

@@ -1,7 +1,8 @@
 """DICOM series, by pydicom.
 
-A series is all files of a folder with one SeriesInstanceUID; a file stands for its series in its folder. Slices
-are sorted by where they lie, and whatever is wrong with them is said: missing slices, irregular distances, several
+A series is all files of a folder with one SeriesInstanceUID; a file stands for its series in its folder. An
+enhanced file holds many slices (frames), each with its own place and scale in the functional groups. Slices are
+sorted by where they lie, and whatever is wrong with them is said: missing slices, irregular distances, several
 series or orientations are refused, a tilted gantry becomes shear, repeated files are left out.
 """
 
@@ -31,6 +32,21 @@ TURNED = 1e-3
 """Difference of direction cosines of slices that do not belong together."""
 
 
+IN_FILE = (
+    "Rows", "Columns", "PhotometricInterpretation", "BitsStored", "PixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+)  # fmt: skip
+"""What all frames of an enhanced file have in common, if it is there."""
+
+IN_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
+"""What functional groups say of a frame."""
+
+
 def read_series(path: Path) -> Volume:
     """Read a folder of DICOM files, or the series in it that a file belongs to.
 
@@ -41,7 +57,8 @@ def read_series(path: Path) -> Volume:
     with reading(path, "a DICOM series"):
         notes: list[str] = []
         datasets = _datasets(path, notes)
-        slices = _sorted(_without_repeats(_one_series(datasets, path), notes))
+        files = _without_repeats(_one_series(datasets, path), notes)
+        slices = _sorted([part for dataset in files for part in _slices(dataset)])
         _check_alike(slices)
         frames = _frames(slices, notes)
         affine = _affine([stack[0] for stack in frames], notes)
@@ -116,14 +133,55 @@ def _position(dataset: Any) -> Array:
     return np.asarray(dataset.ImagePositionPatient, np.float64)
 
 
+def _name(dataset: Any) -> str:
+    """Of a slice, for messages."""
+    file, frame = Path(dataset.filename).name, getattr(dataset, "frame", None)
+    return file if frame is None else f"frame {frame + 1} of {file}"
+
+
+def _slices(dataset: Any) -> list[Any]:
+    """Heads of the slices in a file: itself, or one a frame, with what the functional groups say of it.
+
+    Per-frame functional groups go before shared ones (DICOM PS3.3, C.7.6.16).
+    """
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    frames = dataset.get("PerFrameFunctionalGroupsSequence")
+    if frames is None and count == 1:
+        return [dataset]
+    if frames is None or len(frames) != count:
+        raise InputError(
+            f"{_name(dataset)} holds {count} frames but does not say where each lies (no functional groups for "
+            "them); convert it first, with dcm2niix say"
+        )
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
+    return [_frame(dataset, number, (shared[0], own)) for number, own in enumerate(frames)]
+
+
+def _frame(dataset: Any, number: int, groups: Sequence[Any]) -> Any:
+    from pydicom.dataset import Dataset
+
+    head = Dataset()
+    for keyword in IN_FILE:
+        if keyword in dataset:
+            setattr(head, keyword, dataset[keyword].value)
+    for group in groups:
+        for sequence, keywords in IN_GROUPS.items():
+            told = (group.get(sequence) or [{}])[0]
+            for keyword in keywords:
+                if told.get(keyword) is not None:
+                    setattr(head, keyword, told[keyword].value)
+    head.InstanceNumber = number
+    head.filename, head.file_meta, head.frame = dataset.filename, dataset.file_meta, number
+    return head
+
+
 def _sorted(datasets: list[Any]) -> list[Any]:
     for dataset in datasets:
-        name = Path(dataset.filename).name
-        if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
-            raise InputError(f"{name} holds several frames (enhanced DICOM); convert it first, with dcm2niix say")
         for needed in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
             if not dataset.get(needed):
-                raise InputError(f"{name} has no {needed}, so that its place in the patient is not known")
+                raise InputError(
+                    f"{_name(dataset)} has no {needed}, so that its place in the patient is not known"
+                )
     normal = np.cross(*_axes(datasets[0]))
     return sorted(
         datasets, key=lambda d: (round(float(_position(d) @ normal), 3), int(d.get("InstanceNumber") or 0))
@@ -139,7 +197,7 @@ def _check_alike(slices: Sequence[Any]) -> None:
     if turned:
         raise InputError(
             f"{len(turned)} of its {len(slices)} slices are turned against the others, such as "
-            f"{Path(turned[0].filename).name}; a localiser? Move them to another folder"
+            f"{_name(turned[0])}; a localiser? A volume has slices of one direction: leave the others out"
         )
     spacings = Counter(tuple(round(float(v), 4) for v in d.PixelSpacing) for d in slices)
     if len(spacings) > 1:
@@ -167,7 +225,7 @@ def _frames(slices: list[Any], notes: list[str]) -> list[list[Any]]:
     counts = Counter(len(place) for place in places)
     if len(counts) > 1:
         odd = next(place for place in places if len(place) != counts.most_common(1)[0][0])
-        names = ", ".join(Path(d.filename).name for d in odd[:4])
+        names = ", ".join(map(_name, odd[:4]))
         raise InputError(
             f"its places do not have the same number of slices: {names} lie at one place where others have "
             f"{counts.most_common(1)[0][0]}; remove duplicates"
@@ -206,15 +264,15 @@ def _check_stack(slices: Sequence[Any], step: Array, normal: Array, notes: list[
         at = int(gaps[0])
         missing = sum(round(d / usual) - 1 for d in distances[gaps])
         raise InputError(
-            f"about {missing} slices are missing: {Path(slices[at].filename).name} and "
-            f"{Path(slices[at + 1].filename).name} are {distances[at]:.2f} mm apart, others {usual:.2f} mm. "
+            f"about {missing} slices are missing: {_name(slices[at])} and "
+            f"{_name(slices[at + 1])} are {distances[at]:.2f} mm apart, others {usual:.2f} mm. "
             "Fetch the whole series, or resample what there is"
         )
     regular = _position(slices[0]) + np.arange(len(slices))[:, None] * step
     off = np.linalg.norm(np.array([_position(d) for d in slices]) - regular, axis=1)
     if off.max() > TOO_IRREGULAR * usual:
         raise InputError(
-            f"its slices are no regular stack: {Path(slices[int(off.argmax())].filename).name} is {off.max():.2f} "
+            f"its slices are no regular stack: {_name(slices[int(off.argmax())])} is {off.max():.2f} "
             f"mm from its place (distances of {distances.min():.2f} to {distances.max():.2f} mm)"
         )
     if off.max() > IRREGULAR * usual:
@@ -231,7 +289,7 @@ def _values(frames: list[list[Any]]) -> tuple[NDArray[Any], np.dtype[Any]]:
     """(C, I, J, K) rescaled values, and the type to write them in."""
     first = frames[0][0]
     shape = (len(frames[0]), int(first.Columns), int(first.Rows), len(frames))
-    files = [Path(dataset.filename) for place in frames for dataset in place]
+    files = {Path(dataset.filename) for place in frames for dataset in place}
     check_size(shape, 4, sum(file.stat().st_size for file in files))
     values = np.empty(shape, np.float32)
     whole = True
@@ -246,10 +304,10 @@ def _values(frames: list[list[Any]]) -> tuple[NDArray[Any], np.dtype[Any]]:
 
 def _pixels(file: Path, head: Any) -> tuple[NDArray[Any], float, float]:
     """(rows, columns) as stored, with slope and intercept; MONOCHROME1 is turned into MONOCHROME2."""
-    import pydicom
+    from pydicom.pixels.utils import pixel_array
 
     try:
-        pixels = np.asarray(pydicom.dcmread(file).pixel_array, np.float32)
+        pixels = np.asarray(pixel_array(file, index=getattr(head, "frame", None)), np.float32)
     except (RuntimeError, NotImplementedError) as error:
         syntax = getattr(head.file_meta.get("TransferSyntaxUID"), "name", "unknown")
         raise InputError(
@@ -257,7 +315,7 @@ def _pixels(file: Path, head: Any) -> tuple[NDArray[Any], float, float]:
             "convert the series with dcm2niix"
         ) from error
     if pixels.shape != (int(head.Rows), int(head.Columns)):
-        raise InputError(f"{file.name} has {pixels.shape} pixels, not {(int(head.Rows), int(head.Columns))}")
+        raise InputError(f"{_name(head)} has {pixels.shape} pixels, not {(int(head.Rows), int(head.Columns))}")
     if head.PhotometricInterpretation == "MONOCHROME1":
         pixels = (2.0 ** int(head.BitsStored) - 1) - pixels
     return pixels, float(head.get("RescaleSlope", 1) or 1), float(head.get("RescaleIntercept", 0) or 0)
