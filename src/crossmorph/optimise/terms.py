@@ -310,7 +310,8 @@ class MutualInformation:
             joint = joint.index_add(0, (row + 1) * width + first + n, high * spline)
         joint = (joint / joint.sum().clamp_min(1e-12)).reshape(self.bins, width)
         unrelated = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        return -torch.where(joint > 0, joint * (joint / unrelated.clamp_min(1e-30)).clamp_min(1e-30).log(), 0).sum()
+        ratio = torch.where(joint > 0, joint, 1) / torch.where(joint > 0, unrelated, 1)
+        return -(joint * ratio.log()).sum()
 
 
 def with_gradient(
