@@ -18,6 +18,8 @@ from crossmorph.registration import MAX_FIELD_VOXELS, faded_field, register
 from crossmorph.result import Result
 from crossmorph.settings import Linear, Mcbo, Refinement
 from crossmorph.space import Grid
+from crossmorph.systems.mcbo import mcbo
+from crossmorph.systems.volume import Pair
 from crossmorph.transform import Affine, DisplacementField, jacobian_determinant
 
 START_MM = 4.04
@@ -441,3 +443,28 @@ def test_the_phantom_is_registered_in_any_seed() -> None:
         after = (result.transform(known.fixed_points.xyz) - known.moving_points.xyz).norm(dim=1)
         assert float(after.mean()) < 0.4 * float(before.mean())
         assert result.verdict.status == "ok"
+
+
+MI = Refinement(level=1, control=6, iterations=50, smoothness=0.03, learning_rate=0.1, similarity="mi")
+
+
+def test_mutual_information_alone_deforms() -> None:
+    """Nothing is searched and no descriptor is made."""
+    settings = Mcbo(NONE, levels=(), refine=(MI,))
+    result = register(*pair(), settings=settings)
+    assert errors(result.transform).mean() < 0.35 * START_MM
+
+
+def test_where_descriptors_mislead_mutual_information_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that is two cells off everywhere is dropped; without it the scene is found again."""
+
+    def misled(pairs: list[Pair], settings: Mcbo, *rest: object) -> torch.Tensor:
+        return mcbo(pairs, settings, *rest) if not settings.levels else torch.full((3, 10, 9, 8), 2.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registration, "mcbo", misled)
+    alone = register(*pair(), settings=QUICK)
+    assert alone.displacement is None
+    result = register(*pair(), settings=replace(QUICK, otherwise=(MI,)))
+    assert result.journal.notes["deformable"]["kept"] is False
+    assert result.journal.notes["otherwise"]["kept"] is True
+    assert errors(result.transform).mean() < 0.35 * START_MM

@@ -87,6 +87,7 @@ stages = st.one_of(
     st.builds(Refinement, **numbers, smoothness=st.floats(0, 100), similarity=st.sampled_from(["mind", "lncc"])),
     st.builds(Refinement, **numbers, smoothness=st.just(0.0), similarity=st.just("auto")),
 )
+informed = st.builds(Refinement, **numbers, smoothness=st.floats(0.01, 10), similarity=st.just("mi"))
 linears = st.builds(
     Linear,
     model=st.sampled_from(["none", "translation", "rigid", "similarity", "affine"]),
@@ -104,6 +105,7 @@ linears = st.builds(
         spacing_mm=st.floats(0, 10),
         levels=st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
         refine=st.lists(stages, max_size=3).map(tuple),
+        otherwise=st.lists(informed, max_size=2).map(tuple),
         fusion=st.sampled_from(["cost", "magnitude", "signed"]),
         balanced=st.booleans(),
     )

@@ -12,6 +12,7 @@ import torch
 from crossmorph.optimise.terms import (
     DescriptorSSD,
     LocalCorrelation,
+    MutualInformation,
     box_mean,
     diffusion,
     folding,
@@ -47,8 +48,14 @@ def correlation(dtype: torch.dtype = torch.float32, radius: int = 2) -> LocalCor
     return LocalCorrelation(fixed, moving, mask(2), mask(3), radius, 1e-2)
 
 
-TERMS: list[Callable[..., DescriptorSSD | LocalCorrelation]] = [
+def information(dtype: torch.dtype = torch.float32) -> MutualInformation:
+    fixed, moving = (torch.sigmoid(noise(*SHAPE, seed=seed)).to(dtype) for seed in (0, 1))
+    return MutualInformation(fixed, moving, mask(2), mask(3), 8)
+
+
+TERMS: list[Callable[..., DescriptorSSD | LocalCorrelation | MutualInformation]] = [
     ssd,
+    information,
     lambda **kwargs: ssd(True, **kwargs),
     correlation,
     lambda **kwargs: correlation(radius=1, **kwargs),

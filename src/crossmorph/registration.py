@@ -15,7 +15,7 @@ from crossmorph.device import chosen_device
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
-from crossmorph.optimise.landmarks import Landmarks
+from crossmorph.optimise.landmarks import Landmarks, OnGrid
 from crossmorph.plan import Plan, fitted, out_of_memory, smaller, unlimited
 from crossmorph.points import Points
 from crossmorph.preprocess import foreground, normalised, onto
@@ -23,9 +23,10 @@ from crossmorph.record import Journal, Progress
 from crossmorph.result import Result
 from crossmorph.settings import Learned, Mcbo, Settings, check, load_settings, system_of
 from crossmorph.space import Grid, gap_mm
+from crossmorph.systems.blocks import Economy
 from crossmorph.systems.learned import Trained, displacement, load_trained
 from crossmorph.systems.linear import align
-from crossmorph.systems.mcbo import grid_of, information, mcbo
+from crossmorph.systems.mcbo import difference, grid_of, information, mcbo
 from crossmorph.systems.segment import segmented
 from crossmorph.systems.volume import Pair, Volume
 from crossmorph.transform import Affine, Chain, DisplacementField, Transform
@@ -34,6 +35,9 @@ log = logging.getLogger("crossmorph")
 
 NEEDED = 0.25
 """Tolerances by which the mean excess of landmarks must fall for a deformation that the images speak against."""
+
+MISLED = 0.9
+"""Descriptors have misled where a deformation leaves less than this share of the mutual information above 1."""
 
 MAX_FIELD_VOXELS = 1_200_000
 """Displacements are kept on a grid of at most this many voxels, so that files stay below 30 MB."""
@@ -231,9 +235,32 @@ def _deformation(
     with journal.stage("transform"):
         dense = faded_field(field.cpu(), grid)
         needed = landmarks is not None and _pulls(landmarks, linear, dense)
-        if not settings.reproduce and not _helps(volumes, field, journal, needed):
-            return None
-        return dense
+        if settings.reproduce or _helps(volumes, field, journal, needed):
+            return dense
+    misled = journal.notes["deformable"]["after"] - 1 < MISLED * (journal.notes["deformable"]["before"] - 1)
+    if not misled or not settings.otherwise:
+        return None
+    return _otherwise(volumes, grid, settings, journal, places, plan.economy)
+
+
+def _otherwise(
+    volumes: list[Pair],
+    grid: Grid,
+    settings: Mcbo,
+    journal: Journal,
+    places: OnGrid | None,
+    economy: Economy,
+) -> DisplacementField | None:
+    """The displacement that mutual information alone finds from the linear map, or None where it does harm.
+
+    Where the local structure of two modalities differs, as in MR and light microscopy, descriptors of it mislead.
+    """
+    alone = replace(settings, levels=(), refine=settings.otherwise, otherwise=())
+    field = mcbo(volumes, alone, journal, places, economy)
+    before, after = (-cost for cost in difference(volumes, settings, torch.zeros_like(field), field))
+    kept = after > before
+    journal.note("otherwise", {"kept": kept, "judge": "descriptors", "before": before, "after": after})
+    return faded_field(field.cpu(), grid) if kept else None
 
 
 def _learned(

@@ -43,8 +43,9 @@ class Refinement:
     anchored: bool = False
     """Charge only for the change this refinement makes, not for the displacement it starts from."""
 
-    similarity: Literal["mind", "lncc", "auto"] = "mind"
-    """MIND-SSC, or local correlation of the images; auto takes the latter where it shows detail, else MIND-SSC."""
+    similarity: Literal["mind", "lncc", "mi", "auto"] = "mind"
+    """MIND-SSC, local correlation or mutual information of the images; auto takes local correlation where it shows
+    detail, else MIND-SSC."""
 
     learning_rate: float = 0.3
     """Adam's, in control cells."""
@@ -117,7 +118,7 @@ class Mcbo:
     """Distance of the compared neighbours in working voxels."""
 
     levels: tuple[int, ...] = (6,)
-    """Discrete levels: the descriptors are average-pooled by these many working voxels."""
+    """Discrete levels: the descriptors are average-pooled by these many working voxels. Empty: no search."""
 
     half_width: int = 4
     """Reach of the discrete search in cells of a level."""
@@ -137,6 +138,10 @@ class Mcbo:
 
     refine: tuple[Refinement, ...] = (Refinement(),)
     """Continuous refinements after the discrete levels (of the finest level alone where weights are given)."""
+
+    otherwise: tuple[Refinement, ...] = ()
+    """Refinements of the linear map itself by mutual information, tried where it falls so far under the
+    deformation that the descriptors must have misled, and judged by these. Empty: none."""
 
     smoothing: int = 0
     """Width in voxels of three means over the refined field; 0 for none."""
@@ -305,6 +310,7 @@ def check(settings: S, source: str = "settings") -> S:
             "smoothness",
             "0 (chosen) with auto similarity",
         )
+        need(settings.similarity != "mi" or settings.smoothness > 0, "smoothness", "above 0 with mi similarity")
         need(settings.learning_rate > 0, "learning_rate", "above 0")
         need(settings.fold_weight >= 0, "fold_weight", "at least 0")
     elif isinstance(settings, Descriptor):
@@ -328,7 +334,8 @@ def check(settings: S, source: str = "settings") -> S:
         need(len(settings.describe) > 0, "describe", "one or more descriptors")
         for descriptor in settings.describe:
             check(descriptor, f"{source}: describe")
-        need(len(settings.levels) > 0 and min(settings.levels) >= 1, "levels", "one or more numbers from 1")
+        need(all(level >= 1 for level in settings.levels), "levels", "numbers from 1")
+        need(len(settings.levels) + len(settings.refine) > 0, "levels", "one or more where nothing is refined")
         need(len(settings.weights) in (0, len(settings.levels)), "weights", "empty or one number a level")
         need(settings.consistency_iterations >= 0, "consistency_iterations", "at least 0")
         need(settings.smoothing == 0 or settings.smoothing % 2 == 1, "smoothing", "0 or an odd width")
@@ -336,6 +343,9 @@ def check(settings: S, source: str = "settings") -> S:
             need(len(settings.refine) == 1, "refine", "one refinement when reproducing")
         for stage in settings.refine:
             check(stage, f"{source}: refine")
+        for stage in settings.otherwise:
+            check(stage, f"{source}: otherwise")
+            need(stage.similarity == "mi", "otherwise", "by mi similarity")
     elif isinstance(settings, Learned):
         check(settings.linear, f"{source}: linear")
         need(settings.refine >= 0, "refine", "at least 0")

@@ -198,6 +198,13 @@ def _sample(
                 slope_z[k] = keep * (near * (one - fx) + far * fx)
 
 
+def sampled(moving: Floats, moving_cells: Flags, field: Floats) -> tuple[Floats, Floats]:
+    """moving(p + u) (I, J, K) and its derivative by u (3, I, J, K), zero where moving is not valid."""
+    moved, slope = np.empty(field.shape[1:], np.float32), np.empty_like(field)
+    over_planes(_sample, field.shape[1], moving, moving_cells, field, moved, slope)
+    return moved, slope
+
+
 @compiled
 def _box_plane(plane: Floats, line: Floats, radius: int, out: Floats) -> None:
     """Sums over (2r+1)^2 windows of (J, K), cut off at the borders."""
@@ -325,11 +332,9 @@ def lncc(
     gradient: Floats,
 ) -> float:
     """See ``optimise.terms.LocalCorrelation``: factor * sum of w * LNCC^2, its gradient in u is added."""
-    moved = np.empty_like(fixed)
-    slope = np.empty_like(field)
+    moved, slope = sampled(moving, moving_cells, field)
     coefficients = np.empty_like(field)
     planes = fixed.shape[0]
-    over_planes(_sample, planes, moving, moving_cells, field, moved, slope)
     parts = over_planes(_correlation, planes, fixed, moved, weight, radius, np.float32(noise), coefficients)
     over_planes(
         _correlation_gradient, planes, fixed, moved, coefficients, radius, np.float32(factor), slope, gradient

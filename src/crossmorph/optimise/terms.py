@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
+from crossmorph.optimise.linear import Similarity
+from crossmorph.optimise.similarity import BINS, mutual_information
 from crossmorph.resample import sample
 
 DataTerm = Callable[[torch.Tensor], tuple[float, torch.Tensor]]
@@ -253,6 +255,67 @@ class LocalCorrelation:
         mm = (mean(moved**2) - m * m).clamp_min(0) + self.noise
         squared = (mean(self.fixed * moved) - f * m) ** 2 / (ff * mm)
         return -(squared * self.fixed_valid).sum() / max(int(self.fixed_valid.sum()), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class MutualInformation:
+    """Minus the mutual information of two images in nats, over the fixed voxels in use that see valid moving ones.
+
+    The Parzen estimate of ``similarity.mutual_information`` (Mattes et al., IEEE TMI 2003). It looks at the image
+    as a whole: where the local structure of two modalities differs, it still knows which value goes with which.
+
+    Args:
+        fixed, moving: (I, J, K) images on one grid, values in about 0..1.
+        fixed_valid, moving_valid: (I, J, K) bool.
+        bins: of both images.
+    """
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    fixed_valid: torch.Tensor
+    moving_valid: torch.Tensor
+    bins: int = BINS
+
+    def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Value and gradient at a displacement (3, I, J, K) in voxels."""
+        if field.is_cuda:
+            return with_gradient(self.value, field)
+        from crossmorph.kernels import similarity
+
+        moved, slope = similarity.sampled(
+            self.moving.contiguous().numpy(), self._moving_cells.numpy(), field.contiguous().numpy()
+        )
+        inside = in_view(displaced(field), self.moving_valid)
+        value, by_moved = self._compared(torch.from_numpy(moved)[..., None], inside)
+        return value, by_moved[..., 0] * torch.from_numpy(slope)
+
+    @cached_property
+    def _moving_cells(self) -> torch.Tensor:
+        return valid_cells(self.moving_valid)
+
+    @cached_property
+    def _compared(self) -> Similarity:
+        return mutual_information(self.fixed[..., None], self.fixed_valid.float(), self.bins)
+
+    def value(self, field: torch.Tensor) -> torch.Tensor:
+        """The same value, differentiable, in plain torch."""
+        places = displaced(field)
+        seen = self.fixed_valid & in_view(places, self.moving_valid)
+        moved = sample(self.moving[None], places)[0][seen].clamp(0, 1) * (self.bins - 1)
+        fixed = self.fixed[seen].clamp(0, 1) * (self.bins - 1)
+        row, first = (v.detach().long().clamp(max=self.bins - 2) for v in (fixed, moved))
+        high, t = fixed - row, moved - first
+        s = 1 - t
+        splines = torch.stack((s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3)) / 6
+        width = self.bins + 2
+        joint = torch.zeros(self.bins * width, dtype=moved.dtype, device=moved.device)
+        for n, spline in enumerate(splines):
+            joint = joint.index_add(0, row * width + first + n, (1 - high) * spline)
+            joint = joint.index_add(0, (row + 1) * width + first + n, high * spline)
+        joint = (joint / joint.sum().clamp_min(1e-12)).reshape(self.bins, width)
+        unrelated = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+        ratio = torch.where(joint > 0, joint, 1) / torch.where(joint > 0, unrelated, 1)
+        return -(joint * ratio.log()).sum()
 
 
 def with_gradient(

@@ -30,7 +30,7 @@ from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import Refined, refine, resize
 from crossmorph.optimise.landmarks import OnGrid
 from crossmorph.optimise.similarity import normalised_information
-from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, smooth
+from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, MutualInformation, smooth
 from crossmorph.preprocess import working_grid
 from crossmorph.record import Journal
 from crossmorph.resample import SUPPORTED
@@ -44,6 +44,9 @@ MIND_GAIN = 0.01
 
 INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
+
+JUDGED = 2
+"""Level at which descriptors judge a deformation that they did not find."""
 
 PLENTY = Economy()
 
@@ -81,7 +84,9 @@ def mcbo(
     for level in settings.levels:
         with journal.stage(f"search level {level}"):
             field = search(levels[level], level, settings, field, economy)
-    assert field is not None
+    if field is None:
+        first = levels[settings.refine[0].level][0].fixed.values
+        field = first.new_zeros((3, *first.shape))
     if landmarks is not None:
         field = landmarks.resized(field.shape[1:]).moved(field)
     for number, stage in enumerate(settings.refine, start=1):
@@ -118,7 +123,9 @@ Pyramid = dict[int, list[Pair]]
 
 
 def _pyramid(pairs: Sequence[Pair], settings: Mcbo, economy: Economy) -> Pyramid:
-    """A volume that several pairs share is described once."""
+    """A volume that several pairs share is described once, where descriptors are compared at all."""
+    if not settings.levels and all(stage.similarity == "mi" for stage in settings.refine):
+        return {level: [pair.pooled(level) for pair in pairs] for level in used_levels(settings)}
     made: dict[tuple[int, int, tuple[Descriptor, ...]], Levels] = {}
 
     def levels(volume: Volume, side: int, describe: tuple[Descriptor, ...]) -> Levels:
@@ -378,16 +385,36 @@ def information(pairs: Sequence[Pair], *fields: torch.Tensor | None) -> tuple[fl
     return tuple(float(np.average(values, weights=weights)) for values in zip(*found, strict=True))
 
 
+def difference(pairs: Sequence[Pair], settings: Mcbo, *fields: torch.Tensor) -> tuple[float, ...]:
+    """Mean squared difference of descriptors under each of some fields, where all of them show valid voxels.
+
+    Args:
+        pairs: volumes on one grid; the weighted mean over the pairs is taken.
+        settings: what is compared.
+        fields: (3, A, B, C) in cells over that grid.
+    """
+    described = _pyramid(shared(pairs), replace(settings, levels=(JUDGED,), refine=()), PLENTY)[JUDGED]
+    totals = [0.0] * len(fields)
+    for pair in described:
+        seen = [pair.moving.warped(resize(field, pair.fixed.values.shape)) for field in fields]
+        common = pair.fixed.weight & torch.stack([moving.valid for moving in seen]).all(0)
+        for n, moving in enumerate(seen):
+            apart = (moving.features - pair.fixed.features).square().sum(0)
+            totals[n] += pair.weight * float(apart[common].mean())
+    return tuple(totals)
+
+
 def _weighted_term(pairs: Sequence[Pair], similarity: str, reproduce: bool) -> DataTerm:
     """The sum of the data terms of all pairs, each with its weight."""
     terms: list[DataTerm] = []
     for pair in pairs:
         fixed, moving = pair.fixed, pair.moving
-        assert fixed.features is not None
-        assert moving.features is not None
-        if similarity == "lncc":
-            terms.append(LocalCorrelation(fixed.values, moving.values, fixed.weight, moving.valid))
+        if similarity != "mind":
+            kind = LocalCorrelation if similarity == "lncc" else MutualInformation
+            terms.append(kind(fixed.values, moving.values, fixed.weight, moving.valid))
         else:
+            assert fixed.features is not None
+            assert moving.features is not None
             terms.append(DescriptorSSD(fixed.features, moving.features, fixed.weight, moving.valid, reproduce))
 
     def total(field: torch.Tensor) -> tuple[float, torch.Tensor]:
