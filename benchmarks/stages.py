@@ -116,7 +116,7 @@ def measure(fixed: Any, moving: Any, rounds: int) -> tuple[dict[str, float], dic
     start = resize(field, shape)
     data = DescriptorSSD(*fine, everywhere, everywhere, reproduce=True)
     adam = f"Adam, {STEPS} steps"
-    fitted = stage(adam, lambda: refine(data, start, shape, STEPS, 1.25, 0.0, 1.0, reproduce=True).field)
+    fitted = stage(adam, lambda: refine(data, start, shape, STEPS, 1.25, 0.0, 1.0, reproduce=True))
     seconds["whole"] = sum(seconds.values())
     transform = DisplacementField(fitted * 0 + fixed.grid.spacing.min().item(), fixed.grid.resized(shape))
     stage("resampling", lambda: transform.apply(moving, like=fixed))

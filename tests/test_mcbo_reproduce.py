@@ -126,7 +126,7 @@ def test_adam(shape: tuple[int, int, int], iterations: int) -> None:
     )
     few = iterations <= 3
     assert values == pytest.approx(objectives, rel=1e-5 if few else 2e-3)
-    (same if few else alike)(resize(found.field * 2, shape, scaled=False), expected)
+    (same if few else alike)(resize(found * 2, shape, scaled=False), expected)
 
 
 @pytest.mark.parametrize("shape", [EVEN, ODD])

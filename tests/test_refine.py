@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
 from crossmorph.optimise.field import Adam, refine, resize, resize_back
-from crossmorph.optimise.terms import DescriptorSSD, folding, regularity, smooth
+from crossmorph.optimise.terms import DescriptorSSD, folding, smooth
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_a_smooth_motion_is_recovered(spread: int) -> None:
     truth = smooth_motion(shape)
     term = ssd(waves(voxels(shape) + truth), waves(voxels(shape)))
     start = torch.zeros(3, *[-(-n // spread) for n in shape])
-    found = resize(refine(term, start, shape, 60, 1e-3, learning_rate=0.1).field, shape)
+    found = resize(refine(term, start, shape, 60, 1e-3, learning_rate=0.1), shape)
     inner = (slice(None), *[slice(3, -3)] * 3)
     error = (found - truth)[inner].norm(dim=0)
     assert truth[inner].norm(dim=0).mean() > 0.8
@@ -75,7 +75,7 @@ def test_folds_are_prevented() -> None:
         matrix = gradients.permute(2, 3, 4, 0, 1) + torch.eye(3)
         return float((torch.linalg.det(matrix) <= 0).float().mean())
 
-    free, kept = (refine(term, torch.zeros(3, *shape), shape, 40, 0.0, weight).field for weight in (0.0, 50.0))
+    free, kept = (refine(term, torch.zeros(3, *shape), shape, 40, 0.0, weight) for weight in (0.0, 50.0))
     assert folded(free) > 0.01
     assert folded(kept) == 0
     assert folding(kept, 0.0) < 1e-3 * folding(free, 0.0)
@@ -85,8 +85,8 @@ def test_an_anchor_keeps_a_large_motion() -> None:
     shape = (14, 14, 14)
     start = smooth_motion(shape, 4.0)
     flat = ssd(torch.ones(2, *shape), torch.ones(2, *shape))  # says nothing
-    kept = refine(flat, start, shape, 20, 30.0, 0.0, anchor=smooth(start, 3)).field
-    lost = refine(flat, start, shape, 20, 30.0, 0.0).field
+    kept = refine(flat, start, shape, 20, 30.0, 0.0, anchor=smooth(start, 3))
+    lost = refine(flat, start, shape, 20, 30.0, 0.0)
     assert torch.equal(kept, smooth(start, 3))
     assert lost.diff(dim=2).abs().mean() < 0.7 * kept.diff(dim=2).abs().mean()
 
@@ -94,20 +94,10 @@ def test_an_anchor_keeps_a_large_motion() -> None:
 def test_reproducing_returns_the_field_of_the_last_evaluation() -> None:
     shape = (8, 8, 8)
     start, term = noise(3, *shape), ssd(noise(2, *shape), noise(2, *shape, seed=1))
-    once = refine(term, start, shape, 1, 1.0, 0.0, reproduce=True).field
+    once = refine(term, start, shape, 1, 1.0, 0.0, reproduce=True)
     assert torch.equal(once, smooth(start, 3, repeat=False))
-    moved = refine(term, start, shape, 1, 1.0, 0.0).field
+    moved = refine(term, start, shape, 1, 1.0, 0.0)
     assert (moved - smooth(start, 3)).abs().max() > 0.1
-
-
-def test_a_refinement_goes_on_where_another_ended() -> None:
-    shape = (10, 9, 8)
-    term, values = ssd(noise(2, *shape), noise(2, *shape, seed=1)), []
-    first = refine(term, torch.zeros(3, *shape), shape, 10, 1.0)
-    refine(term, first.values, shape, 1, 1.0, each=lambda _, value: values.append(value))
-    there = term(first.field)[0] + regularity(first.field, 1.0, 50.0)[0]
-    assert values == pytest.approx([there])
-    torch.testing.assert_close(first.field, smooth(first.values, 3))
 
 
 def test_the_start_is_not_changed() -> None:
@@ -155,7 +145,7 @@ def test_adam_steps_as_that_of_torch() -> None:
 # -- how much detail ---------------------------------------------------------------------------------------------
 
 
-def chosen(truth: torch.Tensor, noisy: float) -> Choice[torch.Tensor]:
+def chosen(truth: torch.Tensor, noisy: float) -> Choice:
     """The choice for a motion under noise that is smooth enough to be followed, judged by what shares no noise."""
     shape = tuple(truth.shape[1:])
     places = voxels(shape)
@@ -164,7 +154,7 @@ def chosen(truth: torch.Tensor, noisy: float) -> Choice[torch.Tensor]:
     judge = ssd(waves(places + truth, 7), waves(places, 7))
 
     def fit(smoothness: float, begin: torch.Tensor) -> torch.Tensor:
-        return refine(fitted, begin, shape, 25, smoothness).field
+        return refine(fitted, begin, shape, 25, smoothness)
 
     return choose_smoothness(fit, lambda field: -judge(field)[0], torch.zeros_like(truth), 0.01)
 
@@ -191,5 +181,5 @@ def test_detail_is_added_until_it_does_not_pay() -> None:
     )
     assert choice.smoothness == SMOOTHNESS[1]
     assert choice.scores == {weight: scores[weight] for weight in SMOOTHNESS[:3]}
-    assert torch.equal(choice.fitted, torch.full((3, 2, 2, 2), SMOOTHNESS[1]))
+    assert torch.equal(choice.field, torch.full((3, 2, 2, 2), SMOOTHNESS[1]))
     assert begun == [0.0, SMOOTHNESS[0], SMOOTHNESS[1]]  # each begins with the field before

@@ -40,7 +40,7 @@ DISA = 208
 PROGRAM = 440e6
 """Bytes of Python with the packages that a run imports; what the system reports once they are loaded counts."""
 
-CODE = {"linear": 170e6, "descriptors": 60e6, "refine": 60e6, "report": 80e6}
+CODE = {"linear": 170e6, "descriptors": 60e6, "refine": 10e6, "report": 80e6}
 """Bytes of compiled kernels, and of what the allocator keeps, from a stage on."""
 
 POINT = 620

@@ -4,45 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-T = TypeVar("T")
+import torch
 
 SMOOTHNESS = (30.0, 10.0, 3.0, 1.0, 0.3)
 """Candidates, from little detail to much."""
 
 
 @dataclass(frozen=True)
-class Choice(Generic[T]):
-    """A chosen weight, what was fitted with it, and the score of each candidate tried."""
+class Choice:
+    """A chosen weight, the field fitted with it, and the score of each candidate tried."""
 
     smoothness: float
-    fitted: T
+    field: torch.Tensor
     scores: dict[float, float]
 
 
 def choose_smoothness(
-    fit: Callable[[float, T], T],
-    score: Callable[[T], float],
-    start: T,
+    fit: Callable[[float, torch.Tensor], torch.Tensor],
+    score: Callable[[torch.Tensor], float],
+    start: torch.Tensor,
     gain: float,
-) -> Choice[T]:
+) -> Choice:
     """Fit smoothly, then with more and more detail, until detail does not pay.
 
     Args:
-        fit: a field fitted with a smoothness, from one to begin with: that of the candidate before.
+        fit: field fitted with a smoothness, from a field to begin with: that of the candidate before.
         score: of a field; the larger the better. It must not be what was fitted: noise that a weak regulariser
             follows raises the fitted similarity, true motion raises others as well.
         start: field that the first candidate begins with.
         gain: each candidate must raise the score by this share of its size, or the one before is taken.
     """
-    best: Choice[T] | None = None
+    best: Choice | None = None
     scores: dict[float, float] = {}
     for weight in SMOOTHNESS:
-        fitted = fit(weight, start if best is None else best.fitted)
-        scores[weight] = round(score(fitted), 5)
+        field = fit(weight, start if best is None else best.field)
+        scores[weight] = round(score(field), 5)
         if best is not None and scores[weight] - scores[best.smoothness] < gain * abs(scores[best.smoothness]):
             break
-        best = Choice(weight, fitted, scores)
+        best = Choice(weight, field, scores)
     assert best is not None
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -65,16 +65,6 @@ def _bands(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Band, ...]:
     return tuple(interpolation(places, size) for places, size in lines)
 
 
-class Refined(NamedTuple):
-    """A displacement (3, A, B, C) in voxels of its grid, and the values whose smoothed version it is.
-
-    Another refinement goes on from the values without a loss; from the field it would smooth it once more.
-    """
-
-    field: torch.Tensor
-    values: torch.Tensor
-
-
 def refine(
     term: DataTerm,
     start: torch.Tensor,
@@ -86,7 +76,7 @@ def refine(
     anchor: torch.Tensor | None = None,
     reproduce: bool = False,
     each: Callable[[int, float], None] | None = None,
-) -> Refined:
+) -> torch.Tensor:
     """Minimise data + smoothness * diffusion(w) + fold_weight * folding(w), where w is a smoothed parameter field.
 
         theta: free values on the control grid, w = three 3^3 means of theta (nearly a cubic B-spline),
@@ -94,7 +84,7 @@ def refine(
 
     Args:
         term: data term; takes displacements (3, *shape) in voxels of its grid.
-        start: (3, A, B, C) theta to begin with, in voxels of the control grid: its size is the control grid's.
+        start: (3, A, B, C) displacement in voxels of the control grid: its size is the control grid's.
         shape: the grid of the data term.
         iterations: Adam steps.
         smoothness: weight of ``terms.diffusion`` of w, in control voxels.
@@ -107,7 +97,7 @@ def refine(
         each: called with (iteration, value).
 
     Returns:
-        w and theta, (3, A, B, C) float32 in voxels of the control grid.
+        (3, A, B, C) float32: w, in voxels of the control grid.
     """
     theta = start.detach().clone().float().contiguous()
     adam = Adam(theta, learning_rate)
@@ -121,7 +111,7 @@ def refine(
             break
         adam.step(smooth(gradient, 3, repeat=not reproduce))
         field = smooth(theta, 3, repeat=not reproduce)
-    return Refined(field, theta)
+    return field
 
 
 def _pulled_back(term: DataTerm, field: torch.Tensor, shape: Sequence[int]) -> tuple[float, torch.Tensor]:

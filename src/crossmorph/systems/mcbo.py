@@ -27,7 +27,7 @@ from crossmorph.errors import InputError
 from crossmorph.match.consistency import inverse_consistent, warp
 from crossmorph.match.convex import coupled_convex_of_sum
 from crossmorph.optimise.choose import SMOOTHNESS, Choice, choose_smoothness
-from crossmorph.optimise.field import Refined, refine, resize
+from crossmorph.optimise.field import refine, resize
 from crossmorph.optimise.landmarks import OnGrid
 from crossmorph.optimise.similarity import normalised_information
 from crossmorph.optimise.terms import DataTerm, DescriptorSSD, LocalCorrelation, MutualInformation, smooth
@@ -322,33 +322,33 @@ def _refined(
         share = (3 * stage.control) ** 3 / max(int(target.weight.sum()), 1)
         return landmarks.resized(shape).added_to(data, share)
 
-    def fit(data: DataTerm, smoothness: float, begin: torch.Tensor, iterations: int) -> Refined:
+    def fit(data: DataTerm, smoothness: float, begin: torch.Tensor, iterations: int) -> torch.Tensor:
         return refine(
             data, begin, shape, iterations, smoothness, stage.fold_weight, stage.learning_rate, anchor,
             settings.reproduce, lambda step, _: journal.progress((step + 1) / iterations),
         )  # fmt: skip
 
     if stage.smoothness > 0:
-        return fit(term(stage.similarity), stage.smoothness, start, stage.iterations).field
-    mind, tried, last = term("mind"), -(-stage.iterations // 4), -(-stage.iterations // 2)
+        return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
+    mind, half = term("mind"), -(-stage.iterations // 2)
 
-    def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice[Refined]:
+    def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
         choice = choose_smoothness(
-            lambda weight, begin: fit(data, weight, begin.values, tried),
-            lambda found: score(resize(found.field, shape)),
-            Refined(start, start),
+            lambda weight, begin: fit(data, weight, begin, half),
+            lambda found: score(resize(found, shape)),
+            start,
             gain,
         )
         journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
         journal.note("similarity", similarity)
-        return replace(choice, fitted=fit(data, choice.smoothness, choice.fitted.values, last))
+        return replace(choice, field=fit(data, choice.smoothness, choice.field, half))
 
     if stage.similarity != "mind":
         choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
         if stage.similarity == "lncc" or choice.smoothness < SMOOTHNESS[0]:
-            return choice.fitted.field
-    return chosen("mind", lambda found: information(pairs, found)[0] - 1, INFORMATION_GAIN).fitted.field
+            return choice.field
+    return chosen("mind", lambda found: information(pairs, found)[0] - 1, INFORMATION_GAIN).field
 
 
 def refined_on_pair(
