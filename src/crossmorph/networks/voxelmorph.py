@@ -98,5 +98,10 @@ class VoxelMorph(nn.Module):
         return found
 
 
+def stacked(*volumes: torch.Tensor) -> torch.Tensor:
+    """Volumes as channels, laid out as convolutions on a CPU like it."""
+    return torch.cat(volumes, 1).contiguous(memory_format=torch.channels_last_3d)
+
+
 def _doubled(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
