@@ -10,22 +10,18 @@ trainings, linear maps and results.csv; started again, it goes on.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 import tyro
 from cases import data_folder
+from learned import HERE, append_rows, read_rows, syn, through, timed, train
 from tables import update_section
 from tyro.conf import Positional
 
@@ -33,14 +29,11 @@ from crossmorph import io
 from crossmorph.evaluate import label_overlap, label_surface_distances, warp_labels
 from crossmorph.image import Image, Labels
 from crossmorph.record import Journal
-from crossmorph.registration import faded_field
 from crossmorph.settings import Linear
-from crossmorph.systems.learned import Trained, load_trained, prepared
+from crossmorph.systems.learned import Trained, load_trained
 from crossmorph.systems.linear import align
 from crossmorph.transform import Affine, Chain, Transform, folding, jacobian_determinant
 
-HERE = Path(__file__).resolve().parent
-T = TypeVar("T")
 SUBJECTS = (1, 2, 4, 7, 9, 12, 13, 16)
 TEST = {13, 16}
 CHOSEN_BY = {(1, 2), (9, 4), (12, 7)}
@@ -102,9 +95,6 @@ class Benchmark:
     syn: int = 0
     """Test pairs that SyN (antspyx) registers too."""
 
-    syn_python: Path = HERE / ".venv-peers" / "bin" / "python"
-    """Python of the environment with antspyx."""
-
     update_readme: bool = False
     """Write the tables into README.md beside this script."""
 
@@ -116,11 +106,11 @@ class Benchmark:
         for method in METHODS:
             self._train(method, data)
         trained = {method: load_trained("gradient-guidance", self.output / method) for method in METHODS}
-        done = self._done()
+        done = {(row["fixed"], row["moving"]) for row in read_rows(self.output / "results.csv")}
         for n, (fixed, moving) in enumerate(self._test_pairs()):
             if (str(fixed), str(moving)) not in done:
                 rows = self._measured(data, fixed, moving, trained, n < self.syn)
-                self._append(rows)
+                append_rows(self.output / "results.csv", rows)
         text = self._tables()
         print(text)
         if self.update_readme:
@@ -131,11 +121,6 @@ class Benchmark:
         return [every[n * len(every) // self.pairs] for n in range(self.pairs)]
 
     def _train(self, method: str, data: Path) -> None:
-        folder = self.output / method
-        if (folder / "last.json").is_file():
-            about = json.loads((folder / "last.json").read_text())
-            if about["metrics"]["step"] == self.steps:
-                return
         table = self.output / "pairs.csv"
         lines = ["fixed,moving,fixed_labels,moving_labels,split"]
         for a, b in permutations(set(SUBJECTS) - TEST, 2):
@@ -143,18 +128,14 @@ class Benchmark:
             names = (f"Subj{a}_T1", f"Subj{b}_FL", f"Subj{a}_T1_DLMUSE", f"Subj{b}_FL_DLMUSE")
             lines.append(",".join([*(str(data / f"{name}.nii.gz") for name in names), split]))
         table.write_text("\n".join(lines))
-        config = self.output / f"{method}.toml"
         every = self.steps // 4
-        config.write_text(CONFIG.format(network=method, steps=self.steps, every=every, spacing_mm=self.spacing_mm))
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "crossmorph.cli", "train", "gradient-guidance", str(table), "--resume"]
-        command += ["-o", str(folder), "--config", str(config), "--cache", str(self.output / "cache"), "--quiet"]
-        subprocess.run(command, check=True)
+        config = CONFIG.format(network=method, steps=self.steps, every=every, spacing_mm=self.spacing_mm)
+        train("gradient-guidance", table, self.output / method, config, self.output / "cache")
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def _measured(
-        self, data: Path, a: int, b: int, trained: dict[str, Trained], syn: bool
+        self, data: Path, a: int, b: int, trained: dict[str, Trained], compared: bool
     ) -> list[dict[str, object]]:
         fixed, moving = io.read(data / f"Subj{a}_T1.nii.gz"), io.read(data / f"Subj{b}_FL.nii.gz")
         target, source = (
@@ -167,10 +148,11 @@ class Benchmark:
             ("affine", linear, seconds),
         ]
         for method, ready in trained.items():
-            transform, seconds = timed(lambda ready=ready: through(ready, fixed, moving, linear))
-            found.append((METHODS[method], transform, seconds))
-        if syn:
-            found.append(("SyN", *self._syn(data, a, b)))
+            field, seconds = timed(lambda ready=ready: through(ready, fixed, moving, linear))
+            found.append((METHODS[method], Chain((field, linear)), seconds))
+        if compared:
+            files = data / f"Subj{a}_T1.nii.gz", data / f"Subj{b}_FL.nii.gz"
+            found.append(("SyN", *syn(*files, self.output / f"syn-{a}-{b}.h5", ["--kind", "multi"])))
         return [
             {"fixed": a, "moving": b, "method": name, "seconds": round(seconds, 3), **row}
             for name, transform, seconds in found
@@ -186,42 +168,10 @@ class Benchmark:
         matrix, seconds = json.loads(path.read_text())
         return Affine(np.array(matrix)), seconds
 
-    def _syn(self, data: Path, a: int, b: int) -> tuple[Transform, float]:
-        """SyN with its own affine stage in a process of its own, and the processor seconds of it all."""
-        path = self.output / f"syn-{a}-{b}.h5"
-        if not path.is_file():
-            files = [str(data / f"Subj{a}_T1.nii.gz"), str(data / f"Subj{b}_FL.nii.gz"), str(path)]
-            before = os.times()
-            subprocess.run(
-                [str(self.syn_python), str(HERE / "peers" / "run_ants.py"), *files, "--kind", "multi"], check=True
-            )
-            after = os.times()
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
-            path.with_suffix(".json").write_text(json.dumps(spent))
-        return io.read_transform(path), json.loads(path.with_suffix(".json").read_text())
-
     # -- tables --------------------------------------------------------------------------------------------------
 
-    def _done(self) -> set[tuple[str, str]]:
-        return {(row["fixed"], row["moving"]) for row in self._rows()}
-
-    def _rows(self) -> Iterator[dict[str, str]]:
-        path = self.output / "results.csv"
-        if path.is_file():
-            with path.open(newline="") as stream:
-                yield from csv.DictReader(stream)
-
-    def _append(self, rows: list[dict[str, object]]) -> None:
-        path = self.output / "results.csv"
-        new = not path.is_file()
-        with path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-
     def _tables(self) -> str:
-        rows = list(self._rows())
+        rows = read_rows(self.output / "results.csv")
         pairs = {(row["fixed"], row["moving"]) for row in rows}
         parts = [
             f"`python benchmarks/gradient_guidance.py OUT --steps {self.steps} --spacing-mm {self.spacing_mm:g} "
@@ -234,21 +184,6 @@ class Benchmark:
             parts.append(f"The {len(compared)} pairs that SyN registered too:")
             parts.append(table(some, ["affine", "SyN", *METHODS.values()]))
         return "\n\n".join(parts)
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What work returns, and its processor seconds, which a busy machine does not stretch."""
-    start = time.process_time()
-    found = work()
-    return found, time.process_time() - start
-
-
-def through(trained: Trained, fixed: Image, moving: Image, linear: Affine) -> Transform:
-    """What the network says, as a transform; nothing judges it and nothing is dropped."""
-    grid, target, source = prepared(fixed, moving, linear, trained.preprocessing)
-    with torch.inference_mode():
-        outputs = trained.network(target.values[None, None], source.values[None, None])
-    return Chain((faded_field(outputs["displacement"][0], grid), linear))
 
 
 def grouped(labels: Labels) -> Labels:

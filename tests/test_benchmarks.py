@@ -6,27 +6,32 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import cases
 import descriptors
 import fusion
 import gradient_guidance
+import ixi
+import lumir
 import nibabel as nib
 import numpy as np
 import peers
 import pytest
 import stages
 import tables
+import torch
 from cases import Case
 from peers import Peers, Tool
 from scipy.ndimage import gaussian_filter
 
 from crossmorph import io
 from crossmorph.image import Labels
-from crossmorph.settings import Mcbo
+from crossmorph.settings import Mcbo, from_dict
 from crossmorph.space import Grid
-from crossmorph.transform import Affine
+from crossmorph.train.settings import LumirTraining
+from crossmorph.transform import Affine, DisplacementField
 
 BENCHMARKS = Path(peers.__file__).parent
 SHIFT_MM = 4.0
@@ -414,3 +419,56 @@ def test_no_test_subject_is_trained_on(tmp_path: Path) -> None:
     assert all(set(pair) & gradient_guidance.TEST for pair in pairs)
     assert not any(set(pair) & gradient_guidance.TEST for pair in gradient_guidance.CHOSEN_BY)
     assert len(set(gradient_guidance.Benchmark(tmp_path, pairs=8)._test_pairs())) == 8
+
+
+@pytest.fixture
+def brains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ixi.Brains:
+    """Sixteen subjects without scans."""
+    (tmp_path / "ixi_train").mkdir()
+    for n in range(16):
+        (tmp_path / "ixi_train" / f"s{n:02}_T1.nii.gz").touch()
+    monkeypatch.setattr(ixi, "data_folder", lambda: tmp_path)
+    return ixi.Brains(tmp_path)
+
+
+def test_brains_are_tested_on_unseen_pairs(brains: ixi.Brains) -> None:
+    assert len(set(brains.pairs)) == 90
+    assert {one for one, _ in brains.pairs[:10]} == {other for _, other in brains.pairs[:10]}
+    table = brains.table().read_text()
+    assert not any(one in table or one == other for one, other in brains.pairs)
+    assert [line.split(",")[2] for line in table.splitlines()[1:]] == ["train"] * 3 + ["validation"] * 3
+    assert ixi.Brains(brains.folder, 4).ids == [f"s{n:02}" for n in (0, 1, 2, 3, *range(6, 16))]
+
+
+def test_brains_meet_in_the_common_space(brains: ixi.Brains) -> None:
+    """A shift of 3 mm to the right, between a subject at +10 mm and one that is twice as large."""
+    moved, grown = np.eye(4), np.diag([2.0, 2, 2, 1])
+    moved[0, 3] = 10
+    for name, matrix in (("a", moved), ("b", grown)):
+        (brains.folder / f"{name}.json").write_text(json.dumps(matrix.tolist()))
+    field = torch.zeros(3, *ixi.BOX.shape)
+    field[0] = 3
+    whole = brains.between("a", "b", DisplacementField(field, ixi.BOX))
+    np.testing.assert_allclose(whole(np.array([[12.0, 4, -6]])), [[10, 8, -12]], atol=1e-5)
+    assert ixi.folding(DisplacementField(field, ixi.BOX)) == 0
+
+
+def test_variants_are_those_of_table_2(tmp_path: Path) -> None:
+    made = lumir.Benchmark(tmp_path, channels=32)
+    rows = {
+        name: from_dict(LumirTraining, tomllib.loads(made.config(8, made.variant(name), 1)), name)
+        for name in lumir.VARIANTS
+    }
+    published = {"backbone": 32, "+BF": 32, "+CA": 32, "+CA+BF": 32, "+LK": 36, "LC-1": 64, "LC-2": 64}
+    assert {name: row.channels for name, row in rows.items()} == published
+    assert [name for name, row in rows.items() if row.cascade == "compose"] == ["LC-2"]
+    assert [name for name, row in rows.items() if row.attention] == ["+CA", "+CA+BF"]
+    assert [name for name, row in rows.items() if row.bilateral == "fixed"] == ["+BF", "+CA+BF"]
+    assert rows["+LK"].large_kernel == 5
+    assert {(row.steps, row.seed, row.validate_every) for row in rows.values()} == {(8, 1, 2)}
+
+
+def test_a_table_has_the_mean_of_every_method() -> None:
+    numbers = {"hd95_mm": "2", "ndv_percent": "0.5", "tre_mm": "1", "seconds": "3"}
+    text = lumir.table([{"method": "one", "dice": dice, **numbers} for dice in ("50", "60")])
+    assert text.splitlines()[-1] == "| one | 2 | 55.00 ± 5.00 | 2.00 | 0.5000 | 1.00 | 3.0 |"

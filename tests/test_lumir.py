@@ -18,7 +18,7 @@ from crossmorph.networks.pyramid import SLAB, CoAttention, Estimator, Layer, Pyr
 from crossmorph.networks.warp import warp
 from crossmorph.settings import presets, read_settings
 from crossmorph.systems.lumir import loss, network
-from crossmorph.train.losses import WINDOW, local_correlation, softened, window_sums
+from crossmorph.train.losses import WINDOW, local_correlation, roughness, seen_by_both, softened, window_sums
 from crossmorph.train.sample import Batch
 from crossmorph.train.settings import LumirTraining
 
@@ -174,10 +174,11 @@ def test_a_stretch_keeps_its_size_from_level_to_level() -> None:
 # -- loss --------------------------------------------------------------------------------------------------------
 
 
-def test_window_sums_are_the_dense_ones() -> None:
-    volume = noise(2, 1, 11, 12, 13)
-    dense = F.conv3d(volume, torch.ones(1, 1, *[WINDOW] * 3), padding=WINDOW // 2)
-    torch.testing.assert_close(window_sums(volume), dense, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("width", [WINDOW, 5])
+def test_window_sums_are_the_dense_ones(width: int) -> None:
+    volume = noise(2, 1, 11, 3, 13)
+    dense = F.conv3d(volume, torch.ones(1, 1, *[width] * 3), padding=width // 2)
+    torch.testing.assert_close(window_sums(volume, width), dense, atol=1e-4, rtol=1e-5)
 
 
 def test_local_correlation_is_that_of_each_window() -> None:
@@ -213,6 +214,18 @@ def test_levels_are_weighted_by_halves() -> None:
     rough = sum(0.5**level * 0.01 / 9 for level in range(5))
     parts = [float(loss(outputs, pair, LumirTraining(smoothness=weight))) for weight in (6.0, 5.0)]
     assert parts[0] - parts[1] == pytest.approx(rough, rel=1e-4)
+
+
+def test_voxelmorph_has_the_loss_of_the_finest_level() -> None:
+    settings, pair = (
+        LumirTraining(network="voxelmorph", window=5),
+        batch(soft(32, 32, 32), soft(32, 32, 32).flip(2)),
+    )
+    outputs = network(settings)(pair.fixed, pair.moving)
+    field = outputs["displacement"]
+    everywhere = seen_by_both(pair.fixed_valid, pair.moving_valid, field)
+    alike = local_correlation(pair.fixed, warp(pair.moving, field), everywhere, 5)
+    torch.testing.assert_close(loss(outputs, pair, settings), 1 - alike + 6 * roughness(field))
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ def test_presets_are_the_rows_of_table_2() -> None:
         assert s.steps == 200 * 3374
 
 
-@pytest.mark.parametrize("wrong", [{"channels": 3}, {"large_kernel": 4}, {"smoothness": -1.0}])
+@pytest.mark.parametrize("wrong", [{"channels": 3}, {"large_kernel": 4}, {"smoothness": -1.0}, {"window": 4}])
 def test_settings_out_of_range_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match="training: "):
         LumirTraining(**wrong).check()  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
 from crossmorph.networks.bilateral import Bilateral
+from crossmorph.networks.convolution import Convolution
 from crossmorph.networks.voxelmorph import MULTIPLE
 from crossmorph.networks.warp import warp
 
@@ -91,8 +92,8 @@ class Estimator(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Conv3d(2 * channels, 2 * channels, 3, 1, 1)
-        self.second = nn.Conv3d(2 * channels, width, 3, 1, 1)
+        self.first = Convolution(2 * channels, 2 * channels, 3, 1, 1)
+        self.second = Convolution(2 * channels, width, 3, 1, 1)
         self.last = nn.Conv3d(width, 3, 3, 1, 1)
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:

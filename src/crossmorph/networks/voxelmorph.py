@@ -15,6 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from crossmorph.networks.convolution import Convolution
+
 Version = Literal["text", "vm2", "vm1"]
 
 DOWN = (16, 32, 32, 32)
@@ -39,7 +41,7 @@ class Block(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(before, after, 3, stride, 1)
+        self.convolution = Convolution(before, after, 3, stride, 1)
         nn.init.kaiming_normal_(self.convolution.weight, a=0.2)
         assert self.convolution.bias is not None
         nn.init.zeros_(self.convolution.bias)
@@ -96,6 +98,11 @@ class VoxelMorph(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # a displacement needs more digits than bfloat16 has
             found: torch.Tensor = self.flow(x.float())
         return found
+
+
+def stacked(*volumes: torch.Tensor) -> torch.Tensor:
+    """Volumes as channels, laid out as convolutions on a CPU like it."""
+    return torch.cat(volumes, 1).contiguous(memory_format=torch.channels_last_3d)
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from crossmorph.describe.lc2 import gradient_length
 from crossmorph.networks.gated_fusion import GatedFusion
-from crossmorph.networks.voxelmorph import VoxelMorph
+from crossmorph.networks.voxelmorph import VoxelMorph, stacked
 from crossmorph.networks.warp import warp
 from crossmorph.train.losses import mind_difference, roughness, seen_by_both
 from crossmorph.train.sample import Batch
@@ -92,8 +92,3 @@ def gradient_map(volumes: torch.Tensor) -> torch.Tensor:
         step = max(1, lengths[0].numel() // 1_000_000)
         high = torch.quantile(lengths.flatten(1)[:, ::step], BRIGHT, dim=1).clamp_min(1e-6)
         return (lengths / high[:, None, None, None, None]).clamp(max=1)
-
-
-def stacked(*volumes: torch.Tensor) -> torch.Tensor:
-    """Volumes as channels, laid out as convolutions on a CPU like it."""
-    return torch.cat(volumes, 1).contiguous(memory_format=torch.channels_last_3d)

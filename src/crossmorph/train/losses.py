@@ -52,35 +52,42 @@ def roughness(fields: torch.Tensor) -> torch.Tensor:
 
 
 WINDOW = 9
-"""Width in voxels of the windows of the local correlation."""
+"""Width in voxels of the windows of the local correlation, as published."""
 
 
-def window_sums(volumes: torch.Tensor) -> torch.Tensor:
-    """Sums over 9^3 windows of (N, 1, I, J, K), zeros outside, one axis after the other."""
-    for axis in range(3):
-        width = [WINDOW if a == axis else 1 for a in range(3)]
-        pad = [n // 2 for n in reversed(width) for _ in range(2)]
-        volumes = F.avg_pool3d(F.pad(volumes, pad), width, 1, divisor_override=1)
-    return volumes
+def window_sums(volumes: torch.Tensor, width: int = WINDOW) -> torch.Tensor:
+    """Sums over width^3 windows of (N, 1, I, J, K), zeros outside: a product with a band along each axis."""
+    i, j, k = (_band(n, width, volumes) for n in volumes.shape[2:])
+    along = j @ volumes @ k  # k is symmetric
+    return (i @ along.flatten(3)).view(volumes.shape)
+
+
+def _band(size: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """(size, size): 1 where a window around one place reaches the other."""
+    places = torch.arange(size, device=like.device)
+    return ((places[:, None] - places).abs() <= width // 2).to(like)
 
 
 def local_correlation(
-    first: torch.Tensor, second: torch.Tensor, where: torch.Tensor | None = None
+    first: torch.Tensor, second: torch.Tensor, where: torch.Tensor | None = None, width: int = WINDOW
 ) -> torch.Tensor:
-    """Mean squared local correlation over 9^3 windows: c^2 / (v v' + 1e-5), sums of products about the means.
+    """Mean squared local correlation over width^3 windows: c^2 / (v v' + 1e-5), sums of products about the means.
 
     Args:
         first, second: (N, 1, I, J, K) of order one.
         where: (N, 1, I, J, K) bool: what windows sum over, and the mean is taken of. None: everything, and zeros
             outside that count as voxels (published).
+        width: of the windows, odd.
     """
     weight = torch.ones_like(first) if where is None else where.to(first)
-    count = WINDOW**3 if where is None else window_sums(weight).clamp_min(1)
     a, b = first * weight, second * weight
-    sums = window_sums(a), window_sums(b)
-    cross = window_sums(a * b) - sums[0] * sums[1] / count
-    variances = [(window_sums(v * v) - s * s / count).clamp_min(0) for v, s in zip((a, b), sums, strict=True)]
-    squared = cross**2 / (variances[0] * variances[1] + 1e-5)
+    parts = [a, b, a * b, a * a, b * b, *([] if where is None else [weight])]
+    sums = window_sums(torch.cat(parts), width).view(len(parts), *first.shape)
+    sum_a, sum_b, sum_ab, sum_aa, sum_bb, *counts = sums
+    count = counts[0].clamp_min(1) if counts else float(width**3)
+    cross = sum_ab - sum_a * sum_b / count
+    variances = (sum_aa - sum_a**2 / count).clamp_min(0) * (sum_bb - sum_b**2 / count).clamp_min(0)
+    squared: torch.Tensor = cross**2 / (variances + 1e-5)
     return (squared * weight).sum() / weight.sum().clamp_min(1)
 
 

@@ -164,6 +164,10 @@ class LumirTraining(Training):
     schedule: Literal["constant", "cosine", "poly"] = "poly"
     """As for all trainings."""
 
+    network: Literal["pyramid", "voxelmorph"] = "pyramid"
+    """The pyramid, or VoxelMorph's U-Net of one displacement, which the paper compares it with; what follows, to
+    the filter, is the pyramid's."""
+
     channels: int = 32
     """Of the features: 16, 32, 36 or 64 in the paper; even."""
 
@@ -185,6 +189,9 @@ class LumirTraining(Training):
     smoothness: float = 6.0
     """Weight of the squared gradient of the velocities."""
 
+    window: int = 9
+    """Width in voxels of the windows of the local correlation, odd; larger voxels want fewer of them."""
+
     reproduce: bool = False
     """Do as the released code does: zeros outside, coarse displacements times 2, no masks in the loss."""
 
@@ -196,6 +203,7 @@ class LumirTraining(Training):
             "large_kernel must be 0 or odd, from 5": self.large_kernel == 0
             or (self.large_kernel >= 5 and self.large_kernel % 2 == 1),
             "smoothness must not be negative": self.smoothness >= 0,
+            "window must be odd, from 3": self.window >= 3 and self.window % 2 == 1,
         }
         for rule, kept in rules.items():
             if not kept:
