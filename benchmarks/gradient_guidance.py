@@ -1,11 +1,12 @@
 """The dual branch with gradient guidance against what its paper compares it with, FLAIR to T1 of other subjects.
 
-python benchmarks/gradient_guidance.py OUT [--steps 500] [--pairs 10] [--syn]
+python benchmarks/gradient_guidance.py OUT [--steps 500] [--pairs 26] [--syn 4]
 
 Six subjects of ``nichart`` are trained on (27 ordered pairs, 3 more to choose weights by), the other two are
-tested on: pairs among all that touch them. Every method has the same pairs, steps and settings; all begin from the
-linear stage. Labels are put into groups and warped by nearest neighbours onto the T1 at its own 2 mm. OUT keeps
-trainings, linear maps and results.csv; started again, it goes on.
+tested on: pairs among all that touch them. Every method has the same pairs, steps and settings. All begin from
+the linear stage of whole heads, and see, as SyN does, the brain and what lies within 4 mm of it. Labels are put
+into groups and warped by nearest neighbours onto the T1 at its own 2 mm. OUT keeps trainings, linear maps and
+results.csv; started again, it goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ import torch
 import tyro
 from cases import data_folder
 from learned import HERE, append_rows, read_rows, syn, through, timed, train
+from scipy.ndimage import binary_dilation
 from tables import update_section
 from tyro.conf import Positional
 
 from crossmorph import io
 from crossmorph.evaluate import label_overlap, label_surface_distances, warp_labels
-from crossmorph.image import Image, Labels
+from crossmorph.image import Labels
+from crossmorph.preprocess import masked
 from crossmorph.record import Journal
 from crossmorph.settings import Linear
 from crossmorph.systems.learned import Trained, load_trained
@@ -40,6 +43,7 @@ CHOSEN_BY = {(1, 2), (9, 4), (12, 7)}
 METHODS = {"vm": "VM", "vm-concat": "VM(concat)", "average": "average", "gated": "gated"}
 
 CONFIG = """network = "{network}"
+version = "vm1"
 steps = {steps}
 rate = 1e-3
 schedule = "cosine"
@@ -53,6 +57,9 @@ gamma = 4.0
 
 [preprocessing]
 spacing_mm = {spacing_mm}
+
+[preprocessing.linear]
+model = "none"
 """
 
 
@@ -102,7 +109,9 @@ class Benchmark:
         """All of it."""
         torch.set_num_threads(1)
         data = data_folder() / "nichart"
-        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / "brains").mkdir(parents=True, exist_ok=True)
+        for subject, kind in product(SUBJECTS, ("T1", "FL")):
+            self._extract(data, f"Subj{subject}_{kind}")
         for method in METHODS:
             self._train(method, data)
         trained = {method: load_trained("gradient-guidance", self.output / method) for method in METHODS}
@@ -121,28 +130,53 @@ class Benchmark:
         return [every[n * len(every) // self.pairs] for n in range(self.pairs)]
 
     def _train(self, method: str, data: Path) -> None:
-        table = self.output / "pairs.csv"
-        lines = ["fixed,moving,fixed_labels,moving_labels,split"]
-        for a, b in permutations(set(SUBJECTS) - TEST, 2):
-            split = "validation" if (a, b) in CHOSEN_BY else "train"
-            names = (f"Subj{a}_T1", f"Subj{b}_FL", f"Subj{a}_T1_DLMUSE", f"Subj{b}_FL_DLMUSE")
-            lines.append(",".join([*(str(data / f"{name}.nii.gz") for name in names), split]))
-        table.write_text("\n".join(lines))
+        table = self._table(data)
         every = self.steps // 4
         config = CONFIG.format(network=method, steps=self.steps, every=every, spacing_mm=self.spacing_mm)
         train("gradient-guidance", table, self.output / method, config, self.output / "cache")
+
+    def _table(self, data: Path) -> Path:
+        """The pairs of six subjects, with masks, labels and linear maps."""
+        table = self.output / "pairs.csv"
+        lines = ["fixed,moving,fixed_mask,moving_mask,fixed_labels,moving_labels,initial,split"]
+        for a, b in permutations(sorted(set(SUBJECTS) - TEST), 2):
+            start = self.output / f"linear-{a}-{b}.tfm"
+            io.write(self._linear(data, a, b)[0], start)
+            fixed, moving = f"Subj{a}_T1", f"Subj{b}_FL"
+            masks = (self.output / "brains" / f"{name}_mask.nii.gz" for name in (fixed, moving))
+            files = [data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz", *masks]
+            files += [data / f"{fixed}_DLMUSE.nii.gz", data / f"{moving}_DLMUSE.nii.gz", start]
+            split = "validation" if (a, b) in CHOSEN_BY else "train"
+            lines.append(",".join([*map(str, files), split]))
+        table.write_text("\n".join(lines))
+        return table
+
+    def _extract(self, data: Path, name: str) -> None:
+        """A mask of the brain and what lies within 4 mm of it, and the volume with nothing else in it."""
+        folder = self.output / "brains"
+        if (folder / f"{name}.nii.gz").is_file():
+            return
+        labels, image = io.read_labels(data / f"{name}_DLMUSE.nii.gz"), io.read(data / f"{name}.nii.gz")
+        reach = max(1, round(4 / float(labels.grid.spacing.mean())))
+        mask = torch.from_numpy(binary_dilation(labels.data.numpy() > 0, iterations=reach))
+        io.write(Labels(mask.int(), labels.grid), folder / f"{name}_mask.nii.gz")
+        inside = masked(image, Labels(mask.int(), labels.grid))
+        io.write(replace(inside, data=inside.data * inside.valid), folder / f"{name}.nii.gz")
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def _measured(
         self, data: Path, a: int, b: int, trained: dict[str, Trained], compared: bool
     ) -> list[dict[str, object]]:
-        fixed, moving = io.read(data / f"Subj{a}_T1.nii.gz"), io.read(data / f"Subj{b}_FL.nii.gz")
+        fixed, moving = (
+            masked(io.read(data / f"{name}.nii.gz"), io.read(self.output / "brains" / f"{name}_mask.nii.gz"))
+            for name in (f"Subj{a}_T1", f"Subj{b}_FL")
+        )
         target, source = (
             grouped(io.read_labels(data / f"Subj{a}_T1_DLMUSE.nii.gz")),
             grouped(io.read_labels(data / f"Subj{b}_FL_DLMUSE.nii.gz")),
         )
-        linear, seconds = self._linear(fixed, moving, a, b)
+        linear, seconds = self._linear(data, a, b)
         found: list[tuple[str, Transform, float]] = [
             ("before", Affine.identity(), 0.0),
             ("affine", linear, seconds),
@@ -151,7 +185,7 @@ class Benchmark:
             field, seconds = timed(lambda ready=ready: through(ready, fixed, moving, linear))
             found.append((METHODS[method], Chain((field, linear)), seconds))
         if compared:
-            files = data / f"Subj{a}_T1.nii.gz", data / f"Subj{b}_FL.nii.gz"
+            files = (self.output / "brains" / f"Subj{name}.nii.gz" for name in (f"{a}_T1", f"{b}_FL"))
             found.append(("SyN", *syn(*files, self.output / f"syn-{a}-{b}.h5", ["--kind", "multi"])))
         return [
             {"fixed": a, "moving": b, "method": name, "seconds": round(seconds, 3), **row}
@@ -159,10 +193,14 @@ class Benchmark:
             for row in scores(transform, target, source)
         ]
 
-    def _linear(self, fixed: Image, moving: Image, a: int, b: int) -> tuple[Affine, float]:
-        """The linear map and its processor seconds, kept."""
+    def _linear(self, data: Path, a: int, b: int) -> tuple[Affine, float]:
+        """The linear map of whole heads and its processor seconds, kept; that of (b, a) is its inverse."""
+        if a > b:
+            opposite, seconds = self._linear(data, b, a)
+            return opposite.inverse(), seconds
         path = self.output / f"linear-{a}-{b}.json"
         if not path.is_file():
+            fixed, moving = io.read(data / f"Subj{a}_T1.nii.gz"), io.read(data / f"Subj{b}_FL.nii.gz")
             matrix, seconds = timed(lambda: align(fixed, moving, Linear(), Journal()))
             path.write_text(json.dumps([matrix.tolist(), seconds]))
         matrix, seconds = json.loads(path.read_text())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from crossmorph.networks.voxelmorph import exact
+
 
 class GatedFusion(nn.Module):
     """phi_ig = B [sigmoid(G [phi_i, phi_g]) * [phi_i, phi_g]]: gates from a convolution G, a 1^3 bottleneck B.
@@ -26,7 +28,8 @@ class GatedFusion(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Two displacements (N, 3, I, J, K) in voxels -> one."""
+        both = torch.cat([first, second], 1).float()
+        gates = torch.sigmoid(exact(self.gate, both.contiguous(memory_format=torch.channels_last_3d)))
         with torch.autocast(first.device.type, enabled=False):
-            both = torch.cat([first, second], 1).float()
-            fused: torch.Tensor = self.bottleneck(torch.sigmoid(self.gate(both)) * both)
+            fused: torch.Tensor = self.bottleneck(gates * both)
         return fused
