@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from crossmorph.networks.voxelmorph import exact
+from crossmorph.networks.convolution import exact
 
 
 class GatedFusion(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from crossmorph.networks.convolution import Convolution
+from crossmorph.networks.convolution import Convolution, exact
 
 Version = Literal["text", "vm2", "vm1"]
 
@@ -36,11 +36,6 @@ MULTIPLE = 16
 """Sizes must be multiples of this."""
 
 
-THIN = 2
-"""Size of a volume up to which convolutions are computed in 32 bits: on a CPU the bfloat16 gradient of the weights
-(torch 2.13, oneDNN) then comes from memory that nobody wrote, and may be infinite."""
-
-
 class Block(nn.Module):
     """Convolution of 3^3 taps, zeros outside, He's start, and a leaky rectifier of slope 0.2."""
 
@@ -52,8 +47,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.convolution.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = exact(self.convolution, x) if min(x.shape[2:]) <= THIN else self.convolution(x)
-        return F.leaky_relu(y, 0.2)
+        return F.leaky_relu(self.convolution(x), 0.2)
 
 
 class VoxelMorph(nn.Module):
@@ -102,21 +96,6 @@ class VoxelMorph(nn.Module):
         for block in self.fine:
             x = block(x)
         return exact(self.flow, x)  # a displacement needs more digits than bfloat16 has
-
-
-ONEDNN = 20_480
-"""Channels times voxels of a plane of one volume up to which torch (``use_mkldnn`` in its Convolution.cpp) does
-without oneDNN in 32 bits on a CPU, seven times slower at few channels."""
-
-
-def exact(layer: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution in 32 bits whatever the precision of the network; a small volume is joined by an empty one."""
-    with torch.autocast(x.device.type, enabled=False):
-        volumes = x.float()
-        if x.device.type == "cpu" and len(x) == 1 and x[0, :, :, :, 0].numel() <= ONEDNN:
-            volumes = torch.cat([volumes, torch.zeros_like(volumes)])
-        found: torch.Tensor = layer(volumes)[: len(x)]
-    return found
 
 
 def stacked(*volumes: torch.Tensor) -> torch.Tensor:
