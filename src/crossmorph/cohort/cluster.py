@@ -124,13 +124,20 @@ def queued(queue: Queue, options: str, size: Size) -> Iterator[Crew]:
         InputError: the queueing system is not there, or takes no jobs.
     """
     import dask
-    from distributed import Client
+    from distributed import Client, Status
 
     with dask.config.set(QUIET), queue_cluster(queue, options, size) as cluster:
 
         async def submitted() -> None:
-            cluster.scale(jobs=size.workers)
-            await cluster._correct_state()  # what scale does by itself, but its errors only reach a log
+            for _ in range(size.workers):
+                cluster.worker_spec.update(cluster.new_worker_spec())
+            try:
+                await cluster._correct_state()  # as cluster.scale does, whose errors only reach a log
+            except Exception:
+                for job in cluster.workers.values():
+                    if job.job_id is None:  # closing the cluster would trip over jobs that never were
+                        job.status = Status.closed
+                raise
 
         try:
             cluster.sync(submitted)
