@@ -396,10 +396,13 @@ def difference(pairs: Sequence[Pair], settings: Mcbo, *fields: torch.Tensor) -> 
     described = _pyramid(shared(pairs), replace(settings, levels=(JUDGED,), refine=()), PLENTY)[JUDGED]
     totals = [0.0] * len(fields)
     for pair in described:
+        target = pair.fixed.features
+        assert target is not None
         seen = [pair.moving.warped(resize(field, pair.fixed.values.shape)) for field in fields]
         common = pair.fixed.weight & torch.stack([moving.valid for moving in seen]).all(0)
         for n, moving in enumerate(seen):
-            apart = (moving.features - pair.fixed.features).square().sum(0)
+            assert moving.features is not None
+            apart = (moving.features - target).square().sum(0)
             totals[n] += pair.weight * float(apart[common].mean())
     return tuple(totals)
 
