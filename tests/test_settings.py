@@ -56,7 +56,7 @@ def test_a_preset_says_what_its_file_says(name: str) -> None:
     for key, value in tomllib.loads((PRESETS / "mcbo" / f"{name}.toml").read_text()).items():
         if key == "linear":
             assert {name: getattr(settings.linear, name) for name in value} == value
-        elif key not in ("refine", "describe"):
+        elif key not in ("refine", "describe", "otherwise"):
             got = getattr(settings, key)
             assert (list(got) if isinstance(got, tuple) else got) == value
 
@@ -129,8 +129,8 @@ def test_a_file_replaces_only_what_it_names(tmp_path: Path) -> None:
         ("[[refine]]\niteration = 5", "refine: unknown key 'iteration'; did you mean 'iterations'"),
         ("levels = 6", "levels must be a list, not 6"),
         ("levels = [6.5]", "levels must be int, not 6.5"),
-        ("levels = []", "levels must be one or more numbers from 1, not ()"),
-        ("levels = [0]", "levels must be one or more numbers from 1"),
+        ("levels = []\nrefine = []", "levels must be one or more where nothing is refined, not ()"),
+        ("levels = [0]", "levels must be numbers from 1, not (0,)"),
         ("balanced = 1", "balanced must be bool, not 1"),
         ("half_width = true", "half_width must be int, not True"),
         ("half_width = '4'", "half_width must be int, not '4'"),
