@@ -179,8 +179,14 @@ def foreground(image: Image, margin_mm: float = 8.0) -> torch.Tensor:
 
 
 def normalised(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Values shifted and scaled so that the 1st and 99th percentile of the valid ones are 0 and 1."""
+    """Values shifted and scaled so that the 1st and 99th percentile of the valid ones are 0 and 1.
+
+    Where all of them differ by no more than rounding does, nothing is shown: 0 everywhere.
+    """
     sample = values.masked_select(valid)
     sample = sample[:: max(1, sample.numel() // 1_000_000)]
     low, high = (float(torch.quantile(sample, q)) for q in (0.01, 0.99))
+    least, most = float(sample.min()), float(sample.max())
+    if most - least <= 1e-6 * max(abs(least), abs(most)):
+        return torch.zeros_like(values)
     return (values - low) / max(high - low, 1e-12)
