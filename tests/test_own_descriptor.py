@@ -14,7 +14,7 @@ from crossmorph.record import Journal
 from crossmorph.registration import register
 from crossmorph.settings import Descriptor, Mcbo, check
 from crossmorph.systems.mcbo import mcbo
-from crossmorph.systems.volume import Volume
+from crossmorph.systems.volume import Pair, Volume
 
 SETTINGS = Mcbo(levels=(4,), half_width=2, refine=())
 
@@ -34,7 +34,7 @@ def volume(seed: int) -> Volume:
 def test_a_function_does_what_the_name_does() -> None:
     """msSSC is pooled inside its kernel, a function's features after it: equal within rounding."""
     fields = [
-        mcbo(volume(0), [volume(1)], replace(SETTINGS, describe=(descriptor,)), Journal(None))
+        mcbo([Pair(volume(0), volume(1))], replace(SETTINGS, describe=(descriptor,)), Journal(None))
         for descriptor in (Descriptor("msssc"), Descriptor(contrast), Descriptor("mind"))
     ]
     assert torch.allclose(fields[0], fields[1], atol=1e-3)

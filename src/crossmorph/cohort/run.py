@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,7 @@ def opened(out: Path) -> Iterator[Path]:
     with locked(out / LOCK) as stream:
         stream.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        stream.write(f"process {os.getpid()} on {platform.node()}, since {since}\n")
         stream.flush()
         for left in (out / PAIRS).glob(".*"):
             shutil.rmtree(left, ignore_errors=True)

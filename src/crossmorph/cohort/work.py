@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def logged(path: Path) -> Iterator[None]:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         start = time.perf_counter()
-        log.info("started on %s, process %d", socket.gethostname(), os.getpid())
+        log.info("started on %s, process %d", platform.node(), os.getpid())
         try:
             yield
         finally:
