@@ -316,3 +316,16 @@ def test_the_range_of_a_similarity_does_not_matter() -> None:
     )
     assert one.evaluations == other.evaluations
     np.testing.assert_allclose(one.matrix, other.matrix, atol=1e-6)
+
+
+def test_the_size_of_a_body_does_not_matter() -> None:
+    """The scene in microns, with the millimetres that files write."""
+    shrunk = np.diag([1e-3, 1e-3, 1e-3, 1.0])
+    truth = Frame("affine", np.zeros(3), 24.0).matrix(TRUTH["affine"])
+    everywhere = torch.ones(GRID.shape, dtype=torch.bool)
+    similarity, moving = mutual_information(values_at(np.eye(4)), BODY.float()), values_at(truth)
+    to_voxels, from_voxels = GRID.inverse_affine @ np.linalg.inv(shrunk), shrunk @ GRID.affine
+    found = fit([Problem(similarity, moving, everywhere, to_voxels, from_voxels, BODY)], "affine").matrix
+    apart = np.linalg.inv(shrunk) @ found @ shrunk - truth
+    places = GRID.to_world(BODY.nonzero().numpy().astype(float))
+    assert np.linalg.norm(places @ apart[:3, :3].T + apart[:3, 3], axis=1).mean() < 0.15

@@ -28,6 +28,9 @@ small and its derivative by those features."""
 Pull = Callable[[Matrix], tuple[float, Vector]]
 """From a map (4, 4) of fixed to fixed points to a value and its derivative by the first three rows."""
 
+SMALL_MM = 20.0
+"""Mean radius of a body under which it measures lengths, so that a mouse or a cell is fitted as a head is."""
+
 SIZES: dict[Model, int] = {"translation": 3, "rigid": 6, "similarity": 7, "affine": 12}
 
 
@@ -158,7 +161,8 @@ def fit(
         problems: what is made small.
         model: which maps are tried, about the middle of what is compared.
         iterations: of BFGS, at most.
-        tolerance_mm: it ends when no parameter changes by more than this.
+        tolerance_mm: it ends when no parameter changes by more than this; of bodies smaller than ``SMALL_MM`` by
+            as much less as they are smaller.
         pull: another term, by the map's matrix, in units of the similarity's slope at the start times 1 mm.
 
     Returns:
@@ -182,28 +186,31 @@ def fit(
         if step < tolerance_mm:
             raise StopIteration
 
+    unit = min(1.0, frame.radius_mm / SMALL_MM)
     start = last
     before, slope = objective(start)
     if not np.any(slope):
         return Fit(np.eye(4), before, before, count)
     size = float(np.linalg.norm(slope))
 
-    def scaled(parameters: Vector) -> tuple[float, Vector]:
-        """With a slope of one at the start, the first step is about 1 mm long, whatever the similarity's range."""
+    def scaled(steps: Vector) -> tuple[float, Vector]:
+        """With a slope of one at the start, the first step is about one ``unit`` long, whatever the similarity's
+        range."""
+        parameters = unit * steps
         value, by_parameters = objective(parameters)
         value, by_parameters = value / size, by_parameters / size
         if pull is not None:
             more, by_matrix = pull(frame.matrix(parameters))
             value, by_parameters = value + more, by_parameters + _chained(frame, parameters, by_matrix)
-        return value, by_parameters
+        return value / unit, by_parameters
 
     first = before if pull is None else before + size * pull(np.eye(4))[0]
     options = {"maxiter": iterations, "gtol": 1e-9}
     found = minimize(scaled, start, jac=True, method="BFGS", callback=watch, options=options)
-    value = float(found.fun) * size
+    value = float(found.fun) * size * unit
     if not value < first:
         return Fit(np.eye(4), first, first, count)
-    return Fit(frame.matrix(found.x), value, first, count)
+    return Fit(frame.matrix(unit * found.x), value, first, count)
 
 
 def _frame(problems: Sequence[Problem], model: Model) -> Frame:
