@@ -57,6 +57,12 @@ def test_a_transform_on_which_the_library_hangs(tmp_path: Path, monkeypatch: pyt
         io.read_transform(tmp_path / "a.h5")
 
 
+def test_an_extension_of_a_header_that_would_take_all_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes((CORPUS / "nii" / "huge-extension").read_bytes())
+    with pytest.raises(InputError, match="its header announces an extension of 2137108966 bytes"):
+        io.read(tmp_path / "a.nii")
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -27,6 +27,9 @@ MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes: metre, millimetre, m
 VECTOR_INTENTS = (1006, 1007)  # NIFTI_INTENT_DISPVECT, NIFTI_INTENT_VECTOR
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the coordinates of another file
 
+LARGEST_EXTENSION = 2**26
+"""Bytes of an extension of a NIfTI header."""
+
 
 def read_volume(path: Path) -> Volume:
     """Read a .nii, .nii.gz, .mgh or .mgz file.
@@ -117,14 +120,28 @@ def _check_spacing(path: Path) -> None:
     kinds = [kind for kind in (Nifti1Image, Nifti2Image) if kind.path_maybe_image(path)[0]]
     if not kinds:
         return
+    kind = kinds[0].header_class
     with ImageOpener(str(path)) as stream:
-        header = kinds[0].header_class.from_fileobj(stream, check=False)
+        header = kind(stream.read(kind.template_dtype.itemsize), check=False)
+        _check_extensions(stream, header)
     spacing = header["pixdim"][1 : 1 + min(3, int(header["dim"][0]))]
     positive = np.abs(spacing) > 0 if header["sform_code"] > 0 else spacing > 0
     if not (positive & np.isfinite(spacing)).all():
         raise InputError(
             f"the voxel size (pixdim) is {spacing.tolist()}; it must be positive on each axis. Repair the header"
         )
+
+
+def _check_extensions(stream: Any, header: Any) -> None:
+    """Refuse an extension of the header that claims more than ``LARGEST_EXTENSION``, for which memory is taken."""
+    status = stream.read(4)
+    left = float(header["vox_offset"]) - stream.tell()
+    while status[:1] > b"\0" and not 0 <= left < 16 and len(head := stream.read(8)) == 8:
+        size = int(np.frombuffer(head, f"{header.endianness}i4")[0])
+        if not 8 <= size <= LARGEST_EXTENSION:
+            raise ValueError(f"its header announces an extension of {size} bytes")
+        stream.read(size - 8)
+        left -= size
 
 
 def _mm_per_unit(header: Any) -> tuple[float, tuple[str, ...]]:
