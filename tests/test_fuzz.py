@@ -57,10 +57,18 @@ def test_a_transform_on_which_the_library_hangs(tmp_path: Path, monkeypatch: pyt
         io.read_transform(tmp_path / "a.h5")
 
 
-def test_an_extension_of_a_header_that_would_take_all_memory(tmp_path: Path) -> None:
-    (tmp_path / "a.nii").write_bytes((CORPUS / "nii" / "huge-extension").read_bytes())
-    with pytest.raises(InputError, match="its header announces an extension of 2137108966 bytes"):
-        io.read(tmp_path / "a.nii")
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("nii/huge-extension", "its header announces an extension of 2137108966 bytes"),
+        ("nrrd/cut-off-sizes", "its header says sizes: 3 21474836847 1e-320; they must be whole numbers"),
+    ],
+)
+def test_what_would_take_all_memory(tmp_path: Path, file: str, told: str) -> None:
+    path = tmp_path / f"a.{Path(file).parent}"
+    path.write_bytes((CORPUS / file).read_bytes())
+    with pytest.raises(InputError, match=told):
+        io.read(path)
 
 
 json_values = st.recursive(

@@ -22,6 +22,9 @@ from crossmorph.io.limits import check_size
 from crossmorph.io.volume import Volume, reading
 from crossmorph.space import Array
 
+LARGEST_ELEMENT = 2**26
+"""Bytes of an element that is read with the head; larger ones are passed over."""
+
 IRREGULAR = 0.01
 """Distance of a slice from its place in a regular stack, in slice distances, from which it is told."""
 
@@ -87,7 +90,7 @@ def _datasets(path: Path, notes: list[str]) -> list[Any]:
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         if is_dicom(file):
             with reading(file, "a DICOM file"):
-                dataset = pydicom.dcmread(file, stop_before_pixels=True)
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, defer_size=LARGEST_ELEMENT)
             (found if "Rows" in dataset and "Columns" in dataset else others).append(dataset)
     if others:
         names = ", ".join(Path(dataset.filename).name for dataset in others[:3])

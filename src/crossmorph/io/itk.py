@@ -95,6 +95,8 @@ def read_image(path: Path, kind: int | None = None) -> Any:
     _check_spacing(head)
     if path.suffix.lower() in (".mha", ".mhd"):
         _check_metaimage(head)
+    elif path.suffix.lower() in (".nrrd", ".nhdr"):
+        _check_nrrd(head)
     data = _data_files(path, head)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -154,6 +156,13 @@ def _check_metaimage(head: str) -> None:
         if len(values) != needed or not all(re.fullmatch(pattern, value) for value in values):
             kind = "whole numbers from 1" if name in WHOLE else "numbers"
             raise ValueError(f"its header says {name} = {' '.join(values)[:80]}; it must be {needed} {kind}")
+
+
+def _check_nrrd(head: str) -> None:
+    """Refuse sizes that are not whole numbers of 31 bits: ITK cuts them off, but takes memory for all."""
+    for line in re.findall(r"^sizes:(.*)$", head, re.MULTILINE | re.IGNORECASE):
+        if not all(re.fullmatch(r"\d{1,10}", size) and 0 < int(size) < 2**31 for size in line.split()):
+            raise ValueError(f"its header says sizes: {line.strip()[:80]}; they must be whole numbers from 1")
 
 
 def _check_spacing(head: str) -> None:
