@@ -120,7 +120,7 @@ def _check_spacing(path: Path) -> None:
     kinds = [kind for kind in (Nifti1Image, Nifti2Image) if kind.path_maybe_image(path)[0]]
     if not kinds:
         return
-    kind = kinds[0].header_class
+    kind: Any = kinds[0].header_class
     with ImageOpener(str(path)) as stream:
         header = kind(stream.read(kind.template_dtype.itemsize), check=False)
         _check_extensions(stream, header)
