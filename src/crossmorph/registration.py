@@ -36,7 +36,7 @@ log = logging.getLogger("crossmorph")
 NEEDED = 0.25
 """Tolerances by which the mean excess of landmarks must fall for a deformation that the images speak against."""
 
-MISLED = 0.9
+MISLED = 0.7
 """Descriptors have misled where a deformation leaves less than this share of the mutual information above 1."""
 
 MAX_FIELD_VOXELS = 1_200_000
