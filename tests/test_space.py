@@ -167,3 +167,8 @@ def test_compiled_and_plain_points_agree() -> None:
     matrix = tilted_grid((3, 3, 3), (1, 2, 3), rotation_deg=(10, 20, 30)).affine
     points = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(map_points(matrix, points), map_points(matrix, points.numpy()), rtol=1e-13)
+
+
+def test_no_points_are_mapped_to_no_points() -> None:
+    for none in (torch.zeros(0, 3, dtype=torch.float64), np.zeros((0, 3))):
+        assert tuple(map_points(np.eye(4), none).shape) == (0, 3)

@@ -55,6 +55,8 @@ def over_planes(kernel: Callable[..., Any], planes: int, *args: Any, chunks: int
 
     The ranges depend on ``planes`` and ``chunks`` alone. Kernels must write to the planes of their own range only.
     """
+    if planes == 0:
+        return []
     chunks = min(chunks, planes)
     ranges = list(pairwise(planes * c // chunks for c in range(chunks + 1)))
     threads = torch.get_num_threads()
