@@ -107,7 +107,7 @@ class Plan:
 
 
 def stage_bytes(
-    pairs: Sequence[Channel], settings: Mcbo, economy: Economy, deformable: bool = True
+    pairs: Sequence[Channel], settings: Mcbo, economy: Economy, deformable: bool = True, elsewhere: bool = False
 ) -> dict[str, float]:
     """Peak bytes of the process in each stage on a CPU, in the order of the run.
 
@@ -115,10 +115,13 @@ def stage_bytes(
         pairs: images as read.
         settings, economy: of the run.
         deformable: whether the deformable stage runs.
+        elsewhere: it runs in a process of its own, so what this one holds does not count.
     """
     fixed, movings = pairs[0].fixed, [pair.moving for pair in pairs]
     images = [*fixed_images(pairs), *movings]
-    held = program_bytes(sum((4.0 * image.channels + 1) * _voxels(image.grid) for image in images))
+    held = PROGRAM + sum((4.0 * image.channels + 1) * _voxels(image.grid) for image in images)
+    if not elsewhere:
+        held = max(held, resident_bytes())  # what the system says, where it says more
     largest = max(_voxels(image.grid) for image in images)
     last = images[-1]
     stages: dict[str, float] = {"read": held + (last.dtype.itemsize + 1) * last.channels * _voxels(last.grid)}
@@ -198,11 +201,6 @@ def _refine_bytes(voxels: float, stage: Refinement, each: Sequence[float]) -> fl
     return 2 * padded * cells + fine + 180 * control + correlation
 
 
-def program_bytes(images: float) -> float:
-    """Bytes of the process with its images: what the system says, or more where it does not say all."""
-    return max(PROGRAM + images, resident_bytes())
-
-
 def resident_bytes() -> float:
     """Memory of this process now; 0 where the system does not tell."""
     try:
@@ -266,9 +264,11 @@ def fitted(
     raise InputError(_why_not(pairs, settings, deformable, limit / SAFE))
 
 
-def unlimited(pairs: Sequence[Channel], settings: Mcbo, deformable: bool = True) -> Plan:
-    """A run that changes nothing to save memory."""
-    return _planned(pairs, settings, deformable, Economy())
+def unlimited(
+    pairs: Sequence[Channel], settings: Mcbo, deformable: bool = True, elsewhere: bool = False
+) -> Plan:
+    """A run that changes nothing to save memory; arguments as for ``stage_bytes``."""
+    return _planned(pairs, settings, deformable, Economy(), elsewhere)
 
 
 def smaller(plan: Plan, pairs: Sequence[Channel]) -> Plan:
@@ -314,8 +314,11 @@ def out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
 
 
-def _planned(pairs: Sequence[Channel], settings: Mcbo, deformable: bool, economy: Economy) -> Plan:
-    return Plan(settings, economy, _grid(pairs, settings), stage_bytes(pairs, settings, economy, deformable))
+def _planned(
+    pairs: Sequence[Channel], settings: Mcbo, deformable: bool, economy: Economy, elsewhere: bool = False
+) -> Plan:
+    needs = stage_bytes(pairs, settings, economy, deformable, elsewhere)
+    return Plan(settings, economy, _grid(pairs, settings), needs)
 
 
 def _in_blocks(

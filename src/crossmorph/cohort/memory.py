@@ -42,7 +42,7 @@ def worker_bytes(pairs: Sequence[Pair], told_gib: float = 0.0) -> int:
         return 0
     fixed = io.read(job.fixed)
     channels = checked([Channel(fixed, io.read(path)) for path in job.moving], None, None)
-    plan = unlimited(channels, job.settings, job.deformable)
+    plan = unlimited(channels, job.settings, job.deformable, elsewhere=True)
     return int(ROOM * plan.peak_bytes + WORKER)
 
 
