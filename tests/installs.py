@@ -5,6 +5,10 @@ into an environment of the core dependencies, and into one for every extra, wher
 that needs no other extra. Such an environment is made in a second: it sees, by links in a folder of their own,
 those packages of this Python's environment that the case asks for. Nothing but the wheel is ever installed there,
 and without its dependencies: pip must not replace what the links lead to.
+
+The case ``lowest`` is an environment of the oldest versions that pyproject.toml allows, of core and all extras, in
+which a pair is registered too. It alone downloads packages. torch is this environment's: the oldest wheel for
+Linux brings CUDA.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CASES = ("core", "report", "train", "dicom", "micro", "mesh", "tune", "cohort")
 """The dependencies without an extra, and with each extra alone."""
 
+LOWEST = "lowest"
+LINKED = "torch"
+
 IMPORTS = """
 import importlib, pkgutil, crossmorph
 for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
@@ -38,22 +45,33 @@ for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
 """
 
 
+REGISTER = """
+import crossmorph as cm
+from crossmorph.phantom import make_pair
+pair = make_pair()
+result = cm.register(pair.fixed, pair.moving)
+assert result.verdict.status != "failed", result.verdict
+"""
+
+
 @dataclass(frozen=True)
 class Installs:
     """Build, install and import."""
 
-    cases: Positional[tuple[str, ...]] = CASES
-    """Extras, each alone; core is none of them."""
+    cases: Positional[tuple[str, ...]] = (*CASES, LOWEST)
+    """Extras, each alone; core is none of them; lowest is all at their oldest."""
 
     def run(self) -> None:
         """Every case; the first that fails ends it."""
         with tempfile.TemporaryDirectory() as name:
             wheel = built(Path(name))
             for case in self.cases:
-                python = environment(Path(name) / case, case)
+                python = oldest(Path(name) / case) if case == LOWEST else environment(Path(name) / case, case)
                 pip(python, "install", "--no-deps", "--quiet", str(wheel))
                 pip(python, "check")
                 check_imports(python, case)
+                if case == LOWEST:
+                    call(str(python), "-c", REGISTER)
                 check_commands(python, Path(name))
                 print(f"{case}: installed, imported, run", flush=True)
                 shutil.rmtree(python.parent.parent)
@@ -75,11 +93,31 @@ def built(folder: Path) -> Path:
 
 def environment(folder: Path, case: str) -> Path:
     """A Python that sees what core and the case ask for, and nothing else."""
+    return linked(folder, closure(asked("core", case)))
+
+
+def oldest(folder: Path) -> Path:
+    """A Python with the oldest versions of what is asked for anywhere."""
+    pins = {need.name.lower(): lowest(need) for need in asked(*CASES) if need.name != LINKED}
+    python = linked(folder, {name for name in closure([Requirement(LINKED)]) if name.lower() not in pins})
+    pip(python, "install", "--quiet", *pins.values())
+    return python
+
+
+def lowest(need: Requirement) -> str:
+    """The requirement, with the version that it starts from."""
+    (bound,) = need.specifier
+    extras = f"[{','.join(need.extras)}]" if need.extras else ""
+    return f"{need.name}{extras}=={bound.version}"
+
+
+def linked(folder: Path, names: Iterable[str]) -> Path:
+    """A Python that sees these distributions of this environment, and nothing else."""
     call(sys.executable, "-m", "venv", "--without-pip", str(folder))
     python = folder / "bin" / "python"
     site = Path(call(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     links = folder.with_name(f"{folder.name}-links")
-    link(closure(asked("core", case)), links)
+    link(names, links)
     (site / "links.pth").write_text(f"{links}\n")
     return python
 
@@ -126,7 +164,8 @@ def check_imports(python: Path, case: str) -> None:
     """Only modules that need another extra may fail, and by the name of one of its packages."""
     failed = dict(line.split() for line in call(str(python), "-c", IMPORTS).splitlines())
     mine, all_of_them = (
-        {need.name.replace("-", "_") for need in asked(*cases)} for cases in (("core", case), CASES)
+        {need.name.replace("-", "_") for need in asked(*cases)}
+        for cases in (CASES if case == LOWEST else ("core", case), CASES)
     )
     wrong = {module: name for module, name in failed.items() if name.split(".")[0] not in all_of_them - mine}
     assert not wrong, f"{case}: {wrong} cannot be imported"

@@ -330,6 +330,7 @@ def test_the_script_of_a_job(queue: cluster.Queue, asked: tuple[str, list[str], 
     for line in lines:
         assert line in script.splitlines()
     assert left_out not in script
+    assert "export MALLOC_TRIM_THRESHOLD_=67108864" in script.splitlines()
     assert "--nthreads 3 --memory-limit 2.00GiB" in script
     with pytest.raises(InputError, match="on one line"):
         queue_cluster(queue, "-q long\nrm", Size(1, 1, 2**30))
