@@ -1,4 +1,5 @@
-"""Changes to files that get past their outer layers: words for odd words, lines, magic numbers, cuts."""
+"""Changes to files that get past their outer layers: words for odd words, lines, magic numbers, cuts,
+brackets without end."""
 
 from __future__ import annotations
 
@@ -83,5 +84,14 @@ def _cut(raw: bytes, random: Random) -> bytes:
     return raw[:low] if random.random() < 0.5 else raw[:low] + raw[high:]
 
 
+def _nested(raw: bytes, random: Random) -> bytes:
+    """One word becomes more brackets than a parser that calls itself can follow."""
+    words = list(WORD.finditer(raw, 0, HEAD))
+    if not words:
+        return raw
+    old = random.choice(words)
+    return raw[: old.start()] + random.choice((b"[", b'{"a":', b'[{"a":')) * 2500 + raw[old.end() :]
+
+
 Change = Callable[[bytes, Random], bytes]
-CHANGES: tuple[Change, ...] = (_word, _word, _word, _line, _number, _number, _byte, _cut)
+CHANGES: tuple[Change, ...] = (_word, _word, _word, _line, _number, _number, _byte, _cut, _nested)

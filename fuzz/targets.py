@@ -30,8 +30,10 @@ from crossmorph.image import Image, Labels
 from crossmorph.points import Points
 from crossmorph.settings import load_settings
 from crossmorph.space import Grid
+from crossmorph.systems import lumir
 from crossmorph.systems.learned import load_trained
-from crossmorph.train.checkpoint import load_about, load_weights, save_tensors
+from crossmorph.train.checkpoint import load_about, load_weights
+from crossmorph.train.settings import LumirTraining
 from crossmorph.transform import Affine, Chain, DisplacementField
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -116,7 +118,6 @@ def settings_toml() -> list[bytes]:
 # -- weights: the length of the header, and the sha256 in the JSON beside, follow the bytes ----------------------
 
 
-@cache
 def network() -> torch.nn.Module:
     return torch.nn.Linear(2, 3)
 
@@ -140,20 +141,36 @@ def described(raw: bytes) -> dict[str, bytes]:
     return {"w.json": json.dumps(about).encode()}
 
 
-def training_parts() -> list[bytes]:
-    """Header and values of the state of a training."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        save_tensors(path, {"w": torch.ones(2)}, {"step": 3, "best": 0.5})
-        raw = path.read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    return [raw[8 : 8 + size].strip() + b"\n" + raw[8 + size :]]
+def training_about() -> list[bytes]:
+    """What the header of a training's state tells beside the tensors, as JSON."""
+    return [json.dumps({"step": 3, "best": 0.5, "settings": {"rate": 1e-3}}).encode()]
+
+
+def training_state(about: bytes) -> bytes:
+    """The file, its header valid and its text as given."""
+    from safetensors.torch import save
+
+    return save(
+        {"w": torch.ones(2)},
+        {"about": about.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()},
+    )
+
+
+@cache
+def pyramid() -> bytes:
+    """Weights of a small LUMIR network."""
+    from safetensors.torch import save
+
+    return save(lumir.network(LumirTraining(channels=2)).state_dict())
 
 
 def weights_json() -> list[bytes]:
-    return [
-        json.dumps({"architecture": "lumir", "sha256": "0" * 64, "training": {"settings": {"seed": 1}}}).encode()
-    ]
+    about = {
+        "architecture": "lumir",
+        "sha256": hashlib.sha256(pyramid()).hexdigest(),
+        "training": {"settings": {"channels": 2, "large_kernel": 0, "preprocessing": {"spacing_mm": 2.0}}},
+    }
+    return [json.dumps(about).encode()]
 
 
 def load_json(path: Path) -> Any:
@@ -178,13 +195,13 @@ TARGETS: dict[str, Target] = {
     "csv-pairs": Target("a.csv", io.read_point_pairs, pairs_csv),
     "weights": Target(
         "w.safetensors",
-        lambda path: load_weights(network(), path, "linear"),
+        lambda path: load_weights(network, path, "linear"),
         safetensors_parts,
         safetensors,
         described,
     ),
-    "training-state": Target("s.safetensors", load_about, training_parts, safetensors),
-    "weights-json": Target("w.json", load_json, weights_json, beside=lambda raw: {"w.safetensors": b"none"}),
+    "training-state": Target("s.safetensors", load_about, training_about, training_state),
+    "weights-json": Target("w.json", load_json, weights_json, beside=lambda raw: {"w.safetensors": pyramid()}),
     "dataset.json": Target("dataset.json", read_dataset, dataset_json),
     "toml": Target("a.toml", lambda path: load_settings("mcbo", path), settings_toml),
 }

@@ -49,7 +49,7 @@ def read_job(path: Path) -> tuple[Job, dict[str, Any]]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         request = record["choices"].get("request")
         record["outputs"], record["versions"], record["machine"], record["scores"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not the record of a registration: {type(error).__name__}: {error}") from None
     if request is None:
         raise InputError(

@@ -253,7 +253,7 @@ def read_settings(kind: type[S], group: str, preset: str | Path) -> S:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"there is no settings file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"cannot read settings from {path}: {error}") from None
     return from_dict(kind, content, str(path))
 

@@ -77,7 +77,7 @@ def finished(pair: Pair, folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         whole = all((folder / name).is_file() for name in record["outputs"])
         same = whole and same_work(pair.job.request(), record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return record if same else None
 

@@ -36,9 +36,7 @@ def load_network(path: Path | None = None) -> DisaNet:
     """
     if path is None:
         return _packaged()
-    network = DisaNet().eval()
-    load_weights(network, path, ARCHITECTURE)
-    return network
+    return load_weights(DisaNet, path, ARCHITECTURE).eval()
 
 
 @lru_cache(maxsize=1)

@@ -115,7 +115,7 @@ def read_dataset(path: str | Path) -> Dataset:
     path = path / "dataset.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}; give the dataset.json of a Learn2Reg task") from error
     if not isinstance(content, dict):
         raise InputError(

@@ -24,7 +24,11 @@ HEAD = 2**20
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 LONGEST_LINE = 2**12
-"""Bytes of a line of a text header."""
+"""Bytes of a line of a MetaImage header."""
+
+LONGEST_FIELD = 512
+"""Characters of a field of a NRRD header. Where ITK does not understand one it puts it into a message of its own,
+which overflows at a thousand; comments and ``key:=value`` are not put there."""
 
 WHOLE = ("NDims", "DimSize", "ElementNumberOfChannels")
 """Fields of MetaImage that are whole numbers from 1."""
@@ -159,7 +163,10 @@ def _check_metaimage(head: str) -> None:
 
 
 def _check_nrrd(head: str) -> None:
-    """Refuse sizes that are not whole numbers of 31 bits: ITK cuts them off, but takes memory for all."""
+    """Refuse fields that ITK dies of, and sizes that are not whole numbers of 31 bits: it takes memory for all."""
+    for line in re.split(r"\r?\n\r?\n", head, maxsplit=1)[0].splitlines():
+        if len(line) > LONGEST_FIELD and not re.match(r"#|[^:]{1,80}:=", line):
+            raise ValueError(f"its header has the line {line[:80]!r}..., which is too long for a field")
     for line in re.findall(r"^sizes:(.*)$", head, re.MULTILINE | re.IGNORECASE):
         if not all(re.fullmatch(r"\d{1,10}", size) and 0 < int(size) < 2**31 for size in line.split()):
             raise ValueError(f"its header says sizes: {line.strip()[:80]}; they must be whole numbers from 1")

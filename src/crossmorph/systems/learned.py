@@ -75,8 +75,7 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
     if "settings" not in about.get("training", {}):
         raise InputError(f"{side} does not tell the settings of the network; train it anew")
     settings: Training = from_dict(TRAININGS[system], about["training"]["settings"], str(side))
-    network = NETWORKS[system](settings)
-    load_weights(network, path, system)
+    network = load_weights(lambda: NETWORKS[system](settings), path, system)
     return Trained(network.to(device).eval(), settings.preprocessing, about)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from crossmorph.errors import InputError
 from crossmorph.files import atomic_path
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_weights(path: Path, network: torch.nn.Module, architecture: str, about: Mapping[str, Any]) -> None:
@@ -35,8 +37,13 @@ def save_weights(path: Path, network: torch.nn.Module, architecture: str, about:
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dict[str, Any]:
-    """Put weights into a network and return what the JSON file beside them says.
+def load_weights(make: Callable[[], Network], path: Path, architecture: str) -> Network:
+    """A network with the weights of a file.
+
+    Args:
+        make: makes the network; at first without memory for it, since what it is made by may be damaged.
+        path: of the .safetensors file.
+        architecture: what the JSON file beside it must say.
 
     Raises:
         InputError: a file is missing or damaged, the sha256 differs, the weights belong to another architecture,
@@ -51,7 +58,12 @@ def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dic
             f"{found[:12]}..., not {str(about['sha256'])[:12]}...; copy both files again"
         )
     tensors, _ = _unpacked(data, path)
-    needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            planned = make().state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise InputError(f"{path.with_suffix('.json')} describes a network that cannot be ({error})") from error
+    needed = {name: tuple(tensor.shape) for name, tensor in planned.items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if needed != given:
         wrong = sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name))
@@ -59,8 +71,9 @@ def load_weights(network: torch.nn.Module, path: Path, architecture: str) -> dic
             f"{path} does not fit the network {architecture!r}: {len(wrong)} tensors differ, the first is "
             f"{wrong[0]} ({given.get(wrong[0], 'missing')}, needed {needed.get(wrong[0], 'nothing')})"
         )
+    network = make()
     network.load_state_dict(tensors)
-    return about
+    return network
 
 
 def described(path: Path, architecture: str) -> dict[str, Any]:
@@ -78,7 +91,7 @@ def described(path: Path, architecture: str) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
         name, _ = about["architecture"], about["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(
             f"{side} does not describe weights: it needs architecture and sha256 ({error})"
         ) from error
@@ -124,7 +137,7 @@ def load_about(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             found: dict[str, Any] = json.loads(file.metadata()["about"])
             return found
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path} was not written by a training; remove it ({error})") from error
 
 
@@ -138,7 +151,7 @@ def _unpacked(data: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[st
         size = int.from_bytes(data[:8], "little")
         about = json.loads(data[8 : 8 + size]).get("__metadata__", {}).get("about")
         return tensors, None if about is None else json.loads(about)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no safetensors file: {error}") from error
 
 
