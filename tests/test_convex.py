@@ -67,10 +67,20 @@ def test_the_torch_version_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     for reproduce in (False, True):
         compiled = coupled_convex(fixed, moving, 2, valid, reproduce=reproduce)
         with monkeypatch.context() as patch:
-            patch.setattr(convex, "_cheapest", convex._cheapest_reference)
+            patch.setattr(convex, "_picker", convex._reference_picker)
             patch.setattr(convex, "_cost", lambda *inputs: lambda *planes: cost_volume_reference(*inputs, planes))
             plain = coupled_convex(fixed, moving, 2, valid, reproduce=reproduce, memory_bytes=0)
         torch.testing.assert_close(plain, compiled)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.25, 1.0, 4.0])
+def test_the_first_of_equally_cheap_displacements_is_picked(theta: float) -> None:
+    """Whole costs and centres at halves: every sum is exact, and many are equal."""
+    random = torch.Generator().manual_seed(0)
+    cost = torch.randint(0, 12, (4, 5, 6, 5**3), generator=random).float()
+    centre = torch.randint(-6, 7, (3, 4, 5, 6), generator=random) / 2
+    picked, expected = (of(cost, 2)(centre, theta) for of in (convex._picker, convex._reference_picker))
+    assert torch.equal(picked, expected)
 
 
 def test_threads_do_not_change_the_result(threads: None) -> None:

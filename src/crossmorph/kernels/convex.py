@@ -133,10 +133,38 @@ def cost_slab(
 
 
 @compiled
+def _sheet_minima(first: int, last: int, cost: Floats, out: Floats) -> None:
+    """The cheapest of each sheet of displacements (those of one step along the third axis)."""
+    width = out.shape[3]
+    sheet = width * width
+    for t in range(first, last):
+        for j in range(cost.shape[1]):
+            for k in range(cost.shape[2]):
+                cell = cost[t, j, k]
+                for dk in range(width):
+                    here = cell[dk * sheet : (dk + 1) * sheet]
+                    low = np.float32(np.inf)
+                    for d in range(sheet):
+                        low = min(low, here[d])
+                    out[t, j, k, dk] = low
+
+
+def sheet_minima(cost: Floats, half: int) -> Floats:
+    """(T, J, K, D) costs -> (T, J, K, 2 half + 1): below this ``cheapest`` need not look into a sheet."""
+    out = np.empty((*cost.shape[:3], 2 * half + 1), np.float32)
+    over_planes(_sheet_minima, cost.shape[0], cost, out)
+    return out
+
+
+@compiled
 def _cheapest(
-    first: int, last: int, cost: Floats, centre: Floats, theta: float, offsets: Floats, out: Floats
+    first: int, last: int, cost: Floats, minima: Floats, centre: Floats, theta: float, offsets: Floats, out: Floats
 ) -> None:
-    """argmin_d cost + theta |d - centre|^2 -> the displacement itself."""
+    """argmin_d cost + theta |d - centre|^2 -> the displacement itself.
+
+    The sheet nearest to the centre comes first; another is looked into only if its minimum, that much farther
+    away, could still win. Rounding is monotone, so nothing that would have won is passed over.
+    """
     width = offsets.size
     sheet = width * width
     away = np.empty(sheet, np.float32)
@@ -144,33 +172,49 @@ def _cheapest(
         for j in range(cost.shape[1]):
             for k in range(cost.shape[2]):
                 x, y, z = centre[t, j, k]
-                cell = cost[t, j, k]
+                cell, lowest = cost[t, j, k], minima[t, j, k]
                 for dj in range(width):
                     for di in range(width):
                         from_x, from_y = offsets[di] - x, offsets[dj] - y
                         away[dj * width + di] = theta * (from_x * from_x + from_y * from_y)
-                best = np.float32(np.inf)
-                where = 0
-                for dk in range(width):
+                nearest = min(max(int(np.rint(z - offsets[0])), 0), width - 1)
+                best, best_in_sheet = np.float32(np.inf), np.float32(np.inf)
+                chosen = nearest
+                for n in range(-1, width):
+                    dk = nearest if n < 0 else n
                     extra = theta * (offsets[dk] - z) * (offsets[dk] - z)
+                    bound = lowest[dk] + extra
+                    if n == nearest or bound > best or (bound == best and dk > chosen):
+                        continue
                     here = cell[dk * sheet : (dk + 1) * sheet]
                     low = np.float32(np.inf)
                     for d in range(sheet):
                         low = min(low, here[d] + away[d])
-                    if low + extra < best:
-                        best = low + extra
-                        for d in range(sheet):
-                            if here[d] + away[d] == low:
-                                where = dk * sheet + d
-                                break
+                    if low + extra < best or (low + extra == best and dk < chosen):
+                        best, best_in_sheet, chosen = low + extra, low, dk
+                here = cell[chosen * sheet : (chosen + 1) * sheet]
+                where = 0
+                for d in range(sheet):
+                    if here[d] + away[d] == best_in_sheet:
+                        where = d
+                        break
                 out[t, j, k, 0] = offsets[where % width]
-                out[t, j, k, 1] = offsets[(where // width) % width]
-                out[t, j, k, 2] = offsets[where // sheet]
+                out[t, j, k, 1] = offsets[where // width]
+                out[t, j, k, 2] = offsets[chosen]
 
 
-def cheapest(cost: Floats, centre: Floats, theta: float, half: int) -> Floats:
-    """(T, J, K, D) costs and (T, J, K, 3) centres -> (T, J, K, 3) displacements in cells; first minimum wins."""
+def cheapest(cost: Floats, minima: Floats, centre: Floats, theta: float, half: int) -> Floats:
+    """The displacements (T, J, K, 3) in cells that are cheapest; the first of equals.
+
+    Args:
+        cost: (T, J, K, D).
+        minima: (T, J, K, 2 half + 1), of ``sheet_minima``.
+        centre: (T, J, K, 3) in cells.
+        theta: cost of a squared cell from it.
+        half: width of the search.
+    """
     out = np.empty(centre.shape, np.float32)
     offsets = np.arange(-half, half + 1).astype(np.float32)
-    over_planes(_cheapest, cost.shape[0], cost, np.ascontiguousarray(centre), np.float32(theta), offsets, out)
+    inputs = (cost, minima, np.ascontiguousarray(centre), np.float32(theta), offsets)
+    over_planes(_cheapest, cost.shape[0], *inputs, out)
     return out

@@ -151,26 +151,39 @@ def _cost(
 def couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Tensor]:
     """The six kept fields of one slab, each (3, T, J, K)."""
     field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
-    pick = _cheapest_reference if cost.is_cuda else _cheapest
-    field = box_mean(pick(cost, field, 0.0 if counted else TIE, half_width), 1, counted)
+    pick = (_reference_picker if cost.is_cuda else _picker)(cost, half_width)
+    field = box_mean(pick(field, 0.0 if counted else TIE), 1, counted)
     kept = []
     for theta in COUPLING:
-        field = box_mean(pick(cost, field, theta, half_width), 1, counted)
+        field = box_mean(pick(field, theta), 1, counted)
         kept.append(field)
     return kept
 
 
-def _cheapest(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
+Picker = Callable[[torch.Tensor, float], torch.Tensor]
+"""argmin_d cost + theta |d - u|^2, as displacements in cells, of a field u and theta."""
+
+
+def _picker(cost: torch.Tensor, half_width: int) -> Picker:
     from crossmorph.kernels import convex
 
-    picked = convex.cheapest(cost.numpy(), field.permute(1, 2, 3, 0).numpy(), theta, half_width)
-    return torch.from_numpy(picked).permute(3, 0, 1, 2)
+    volume = cost.numpy()
+    minima = convex.sheet_minima(volume, half_width)
+
+    def pick(field: torch.Tensor, theta: float) -> torch.Tensor:
+        picked = convex.cheapest(volume, minima, field.permute(1, 2, 3, 0).numpy(), theta, half_width)
+        return torch.from_numpy(picked).permute(3, 0, 1, 2)
+
+    return pick
 
 
-def _cheapest_reference(cost: torch.Tensor, field: torch.Tensor, theta: float, half_width: int) -> torch.Tensor:
-    """argmin_d cost + theta |d - u|^2, as displacements in cells."""
+def _reference_picker(cost: torch.Tensor, half_width: int) -> Picker:
     steps = costs.offsets(half_width, cost.device)
-    total = cost.clone()
-    for axis in range(3):
-        total += theta * (steps[:, axis] - field[axis][..., None]) ** 2
-    return steps[total.argmin(-1)].permute(3, 0, 1, 2)
+
+    def pick(field: torch.Tensor, theta: float) -> torch.Tensor:
+        total = cost.clone()
+        for axis in range(3):
+            total += theta * (steps[:, axis] - field[axis][..., None]) ** 2
+        return steps[total.argmin(-1)].permute(3, 0, 1, 2)
+
+    return pick
