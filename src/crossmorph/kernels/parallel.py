@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar
@@ -59,7 +59,21 @@ def over_planes(kernel: Callable[..., Any], planes: int, *args: Any, chunks: int
         return []
     chunks = min(chunks, planes)
     ranges = list(pairwise(planes * c // chunks for c in range(chunks + 1)))
-    threads = torch.get_num_threads()
-    if threads == 1 or chunks == 1:
+    helpers = min(torch.get_num_threads(), chunks) - 1
+    if helpers == 0:
         return [kernel(first, last, *args) for first, last in ranges]
-    return list(_pool(threads, os.getpid()).map(lambda r: kernel(r[0], r[1], *args), ranges))
+    found: list[Any] = [None] * chunks
+    left = iter(range(chunks))
+
+    def work() -> None:
+        for chunk in left:
+            found[chunk] = kernel(*ranges[chunk], *args)
+
+    others = [_pool(helpers, os.getpid()).submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+    return found

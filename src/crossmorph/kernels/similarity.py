@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -237,47 +239,102 @@ def _product(a: Floats, b: Floats, out: Floats) -> None:
             z[k] = x[k] * y[k]
 
 
+class Windows(NamedTuple):
+    """What local correlation needs of the fixed image, once for all displacements.
+
+    Arrays are (I, J, K): values, weights, and of the windows around each voxel the mean and the variance, with
+    what counts as nothing.
+    """
+
+    fixed: Floats
+    weight: Floats
+    mean: Floats
+    variance: Floats
+    radius: int
+    noise: np.float32
+
+
+@compiled
+def _counted(place: int, radius: int, size: int) -> int:
+    """Voxels of a line that lie in the window around one of them."""
+    return min(place + radius, size - 1) - max(place - radius, 0) + 1
+
+
+@compiled
+def _moments(
+    first: int, last: int, fixed: Floats, radius: int, noise: float, mean: Floats, variance: Floats
+) -> None:
+    ni, nj, nk = fixed.shape
+    ring = np.empty((2 * radius + 1, 2, nj, nk), np.float32)
+    product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
+    ready = max(first - radius, 0) - 1
+    for i in range(first, last):
+        low, high = max(i - radius, 0), min(i + radius, ni - 1)
+        for plane in range(ready + 1, high + 1):
+            slot, f = ring[plane % (2 * radius + 1)], fixed[plane]
+            _box_plane(f, line, radius, slot[0])
+            _product(f, f, product)
+            _box_plane(product, line, radius, slot[1])
+            ready = plane
+        _sum_of_planes(ring, low, high, 0, mean[i])
+        _sum_of_planes(ring, low, high, 1, variance[i])
+        for j in range(nj):
+            count = np.float32((high - low + 1) * _counted(j, radius, nj))
+            for k in range(nk):
+                inverse = np.float32(1) / (count * np.float32(_counted(k, radius, nk)))
+                f = mean[i, j, k] * inverse
+                mean[i, j, k] = f
+                variance[i, j, k] = max(variance[i, j, k] * inverse - f * f, np.float32(0)) + noise
+
+
+def windows(fixed: Floats, weight: Floats, radius: int, noise: float) -> Windows:
+    """The fixed side of ``optimise.terms.LocalCorrelation``; arrays (I, J, K)."""
+    mean, variance = np.empty_like(fixed), np.empty_like(fixed)
+    over_planes(_moments, len(fixed), fixed, radius, np.float32(noise), mean, variance)
+    return Windows(fixed, weight, mean, variance, radius, np.float32(noise))
+
+
 @compiled
 def _correlation(
     first: int,
     last: int,
     fixed: Floats,
-    moved: Floats,
     weight: Floats,
+    mean: Floats,
+    variance: Floats,
     radius: int,
     noise: float,
+    moved: Floats,
     coefficients: Floats,
 ) -> Number:
     """Squared local correlation at every voxel and the three fields its gradient is made of."""
     ni, nj, nk = fixed.shape
-    ring = np.empty((2 * radius + 1, 5, nj, nk), np.float32)
+    ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
     product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
-    sums = np.empty((5, nj, nk), np.float32)
+    sums = np.empty((3, nj, nk), np.float32)
     total: Number = 0.0
     ready = max(first - radius, 0) - 1
     for i in range(first, last):
         low, high = max(i - radius, 0), min(i + radius, ni - 1)
         for plane in range(ready + 1, high + 1):
             slot, f, m = ring[plane % (2 * radius + 1)], fixed[plane], moved[plane]
-            _box_plane(f, line, radius, slot[0])
-            _box_plane(m, line, radius, slot[1])
-            for n, (a, b) in enumerate(((f, f), (m, m), (f, m))):
-                _product(a, b, product)
-                _box_plane(product, line, radius, slot[2 + n])
+            _box_plane(m, line, radius, slot[0])
+            for n, other in enumerate((m, f)):
+                _product(m, other, product)
+                _box_plane(product, line, radius, slot[1 + n])
             ready = plane
-        for n in range(5):
+        for n in range(3):
             _sum_of_planes(ring, low, high, n, sums[n])
         for j in range(nj):
-            count = np.float32((high - low + 1) * (min(j + radius, nj - 1) - max(j - radius, 0) + 1))
+            count = np.float32((high - low + 1) * _counted(j, radius, nj))
             c0, c1, c2, w = coefficients[0, i, j], coefficients[1, i, j], coefficients[2, i, j], weight[i, j]
-            s0, s1, s2, s3, s4 = sums[0, j], sums[1, j], sums[2, j], sums[3, j], sums[4, j]
+            s0, s1, s2, means, variances = sums[0, j], sums[1, j], sums[2, j], mean[i, j], variance[i, j]
             part = np.float32(0)
             for k in range(nk):
-                inverse = np.float32(1) / (count * np.float32(min(k + radius, nk - 1) - max(k - radius, 0) + 1))
-                f, m = s0[k] * inverse, s1[k] * inverse
-                ff = max(s2[k] * inverse - f * f, np.float32(0)) + noise
-                mm = max(s3[k] * inverse - m * m, np.float32(0)) + noise
-                fm = s4[k] * inverse - f * m
+                inverse = np.float32(1) / (count * np.float32(_counted(k, radius, nk)))
+                f, ff, m = means[k], variances[k], s0[k] * inverse
+                mm = max(s1[k] * inverse - m * m, np.float32(0)) + noise
+                fm = s2[k] * inverse - f * m
                 ratio = fm / (ff * mm)
                 part += w[k] * fm * ratio
                 a = np.float32(2) * w[k] * ratio * inverse
@@ -299,7 +356,7 @@ def _correlation_gradient(
     slope: Floats,
     gradient: Floats,
 ) -> None:
-    """Adds ``factor`` times the derivative: f sum(a) - m sum(b) - sum(c) over the window, times the slope."""
+    """``factor`` times the derivative: f sum(a) - m sum(b) - sum(c) over the window, times the slope."""
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
     line, sums = np.empty(nk, np.float32), np.empty((3, nj, nk), np.float32)
@@ -317,26 +374,17 @@ def _correlation_gradient(
             for n in range(3):
                 s, g = slope[n, i, j], gradient[n, i, j]
                 for k in range(nk):
-                    g[k] += factor * (f[k] * a[k] - m[k] * b[k] - c[k]) * s[k]
+                    g[k] = factor * (f[k] * a[k] - m[k] * b[k] - c[k]) * s[k]
 
 
 def lncc(
-    fixed: Floats,
-    moving: Floats,
-    weight: Floats,
-    moving_cells: Flags,
-    field: Floats,
-    radius: int,
-    noise: float,
-    factor: float,
-    gradient: Floats,
+    fixed: Windows, moving: Floats, moving_cells: Flags, field: Floats, factor: float, gradient: Floats
 ) -> float:
-    """See ``optimise.terms.LocalCorrelation``: factor * sum of w * LNCC^2, its gradient in u is added."""
+    """See ``optimise.terms.LocalCorrelation``: factor * sum of w * LNCC^2; its gradient in u is written."""
     moved, slope = sampled(moving, moving_cells, field)
     coefficients = np.empty_like(field)
-    planes = fixed.shape[0]
-    parts = over_planes(_correlation, planes, fixed, moved, weight, radius, np.float32(noise), coefficients)
-    over_planes(
-        _correlation_gradient, planes, fixed, moved, coefficients, radius, np.float32(factor), slope, gradient
-    )
+    planes = len(moved)
+    parts = over_planes(_correlation, planes, *fixed, moved, coefficients)
+    inputs = (fixed.fixed, moved, coefficients, fixed.radius, np.float32(factor), slope)
+    over_planes(_correlation_gradient, planes, *inputs, gradient)
     return float(factor * sum(parts))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from crossmorph.optimise.linear import Similarity
 from crossmorph.optimise.similarity import BINS, mutual_information
 from crossmorph.resample import sample
+
+if TYPE_CHECKING:
+    from crossmorph.kernels.similarity import Windows
 
 DataTerm = Callable[[torch.Tensor], tuple[float, torch.Tensor]]
 
@@ -134,7 +138,6 @@ class DescriptorSSD:
 
     def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Value and gradient at a displacement (3, I, J, K) in voxels."""
-        count = max(int(self.fixed_valid.sum()), 1)
         if field.is_cuda:
             return with_gradient(self.value, field)
         from crossmorph.kernels import similarity
@@ -144,12 +147,12 @@ class DescriptorSSD:
         value = similarity.ssd(
             fixed,
             moving,
-            self.fixed_valid.float().numpy(),
+            self._weight,
             self._moving_cells.numpy(),
             field.contiguous().numpy(),
             self.scale.numpy(),
             self.reproduce,
-            1 / count,
+            1 / self._count,
             gradient,
         )
         return value, torch.from_numpy(gradient)
@@ -166,6 +169,14 @@ class DescriptorSSD:
         return [features.contiguous().numpy() for features in lasting]
 
     @cached_property
+    def _weight(self) -> NDArray[np.float32]:
+        return self.fixed_valid.float().numpy()
+
+    @cached_property
+    def _count(self) -> int:
+        return max(int(self.fixed_valid.sum()), 1)
+
+    @cached_property
     def _moving_cells(self) -> torch.Tensor:
         return valid_cells(self.moving_valid | self.reproduce)
 
@@ -175,7 +186,7 @@ class DescriptorSSD:
         inside = in_view(places, self.moving_valid) | self.reproduce
         moved = sample(_zero_bordered(self.moving) if self.reproduce else self.moving, places + self.reproduce)
         error = ((moved - self.fixed) ** 2).sum(0)
-        return (error * (inside & self.fixed_valid)).sum() / max(int(self.fixed_valid.sum()), 1)
+        return (error * (inside & self.fixed_valid)).sum() / self._count
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,29 +212,30 @@ class LocalCorrelation:
 
     def __call__(self, field: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Value and gradient at a displacement (3, I, J, K) in voxels."""
-        count = max(int(self.fixed_valid.sum()), 1)
         if field.is_cuda:
             return with_gradient(self.value, field)
         from crossmorph.kernels import similarity
 
-        box = self._box
-        corner = torch.tensor([side.start for side in box], dtype=field.dtype)[:, None, None, None]
-        part = (field[(slice(None), *box)] + corner).contiguous().numpy()
-        gradient = np.zeros(part.shape, np.float32)
-        value = similarity.lncc(
-            self.fixed[box].contiguous().numpy(),
-            self.moving.contiguous().numpy(),
-            self.fixed_valid[box].float().numpy(),
-            self._moving_cells.numpy(),
-            part,
-            self.radius,
-            self.noise,
-            -1 / count,
-            gradient,
-        )
+        box = (slice(None), *self._box)
+        corner = torch.tensor([side.start for side in self._box], dtype=field.dtype)[:, None, None, None]
+        part = (field[box] + corner).contiguous().numpy()
+        moving, cells = self.moving.contiguous().numpy(), self._moving_cells.numpy()
+        gradient = np.empty_like(part)
+        value = similarity.lncc(self._windows, moving, cells, part, -1 / self._count, gradient)
         whole = torch.zeros_like(field)
-        whole[(slice(None), *box)] = torch.from_numpy(gradient)
+        whole[box] = torch.from_numpy(gradient)
         return value, whole
+
+    @cached_property
+    def _count(self) -> int:
+        return max(int(self.fixed_valid.sum()), 1)
+
+    @cached_property
+    def _windows(self) -> Windows:
+        from crossmorph.kernels import similarity
+
+        fixed, weight = self.fixed[self._box].contiguous(), self.fixed_valid[self._box].float().contiguous()
+        return similarity.windows(fixed.numpy(), weight.numpy(), self.radius, self.noise)
 
     @cached_property
     def _moving_cells(self) -> torch.Tensor:
@@ -254,7 +266,7 @@ class LocalCorrelation:
         ff = (mean(self.fixed**2) - f * f).clamp_min(0) + self.noise
         mm = (mean(moved**2) - m * m).clamp_min(0) + self.noise
         squared = (mean(self.fixed * moved) - f * m) ** 2 / (ff * mm)
-        return -(squared * self.fixed_valid).sum() / max(int(self.fixed_valid.sum()), 1)
+        return -(squared * self.fixed_valid).sum() / self._count
 
 
 @dataclass(frozen=True, eq=False)
