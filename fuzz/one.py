@@ -26,7 +26,7 @@ with atheris.instrument_imports(
 import torch
 from mutate import mutated
 
-SECONDS = 20
+SECONDS = 120
 """An input that takes longer hangs."""
 
 MEMORY = 2**30

@@ -95,12 +95,13 @@ def read_image(path: Path, kind: int | None = None) -> Any:
     import SimpleITK as sitk
 
     with path.open("rb") as stream:
-        head = stream.read(HEAD).decode("latin-1").partition("\0")[0]
+        start = stream.read(HEAD).decode("latin-1")
+    head = start.partition("\0")[0]
     _check_spacing(head)
     if path.suffix.lower() in (".mha", ".mhd"):
         _check_metaimage(head)
     elif path.suffix.lower() in (".nrrd", ".nhdr"):
-        _check_nrrd(head)
+        _check_nrrd(start)
     data = _data_files(path, head)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -164,7 +165,10 @@ def _check_metaimage(head: str) -> None:
 
 def _check_nrrd(head: str) -> None:
     """Refuse fields that ITK dies of, and sizes that are not whole numbers of 31 bits: it takes memory for all."""
-    for line in re.split(r"\r?\n\r?\n", head, maxsplit=1)[0].splitlines():
+    head = re.split(r"\r?\n\r?\n", head, maxsplit=1)[0]
+    if head.startswith("NRRD") and "\0" in head:
+        raise ValueError("its header is not text: it holds a zero before the empty line that ends it")
+    for line in head.split("\n"):
         if len(line) > LONGEST_FIELD and not re.match(r"#|[^:]{1,80}:=", line):
             raise ValueError(f"its header has the line {line[:80]!r}..., which is too long for a field")
     for line in re.findall(r"^sizes:(.*)$", head, re.MULTILINE | re.IGNORECASE):
