@@ -79,8 +79,11 @@ def test_the_first_of_equally_cheap_displacements_is_picked(theta: float) -> Non
     random = torch.Generator().manual_seed(0)
     cost = torch.randint(0, 12, (4, 5, 6, 5**3), generator=random).float()
     centre = torch.randint(-6, 7, (3, 4, 5, 6), generator=random) / 2
-    picked, expected = (of(cost, 2)(centre, theta) for of in (convex._picker, convex._reference_picker))
-    assert torch.equal(picked, expected)
+    (first, pick), (first_expected, expected) = (
+        of(cost, theta, 2) for of in (convex._picker, convex._reference_picker)
+    )
+    assert torch.equal(first, first_expected)
+    assert torch.equal(pick(centre, theta), expected(centre, theta))
 
 
 def test_threads_do_not_change_the_result(threads: None) -> None:

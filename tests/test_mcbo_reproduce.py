@@ -85,7 +85,7 @@ def test_equal_costs_take_the_first_displacement_as_released() -> None:
     assert ((cost == cost.amin(0)).sum(0) > 1).float().mean() > 0.1
     kept = plain.displacements(2)[cost.argmin(0)].permute(3, 0, 1, 2)
     volume = cost.permute(1, 2, 3, 0).contiguous()
-    assert torch.equal(convex._picker(volume, 2)(torch.zeros_like(kept), 0.0), kept)
+    assert torch.equal(convex._picker(volume, 0.0, 2)[0], kept)
 
 
 @pytest.mark.parametrize(("shape", "level"), [(EVEN, 2), (EVEN, 4), (ODD, 2), (ODD, 3)])

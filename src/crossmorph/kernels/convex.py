@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossmorph.kernels.parallel import Flags, Floats, compiled, over_planes
+from crossmorph.kernels.parallel import Flags, Floats, compiled, inlined, over_planes
 
 
 @compiled
@@ -132,28 +132,67 @@ def cost_slab(
     return cost[start - low : stop - low]
 
 
+@inlined
+def _distances(theta: float, offsets: Floats, x: float, y: float, out: Floats) -> None:
+    """theta times the squared distance of (x, y) from the displacements of a sheet."""
+    width = offsets.size
+    for dj in range(width):
+        for di in range(width):
+            from_x, from_y = offsets[di] - x, offsets[dj] - y
+            out[dj * width + di] = theta * (from_x * from_x + from_y * from_y)
+
+
+@inlined
+def _displacement(sheet: Floats, away: Floats, low: float, dk: int, offsets: Floats, out: Floats) -> None:
+    """The first displacement of sheet ``dk`` that costs ``low``."""
+    where = 0
+    for d in range(sheet.size):
+        if sheet[d] + away[d] == low:
+            where = d
+            break
+    out[0], out[1], out[2] = offsets[where % offsets.size], offsets[where // offsets.size], offsets[dk]
+
+
 @compiled
-def _sheet_minima(first: int, last: int, cost: Floats, out: Floats) -> None:
-    """The cheapest of each sheet of displacements (those of one step along the third axis)."""
-    width = out.shape[3]
+def _cheapest_of_all(
+    first: int, last: int, cost: Floats, theta: float, offsets: Floats, minima: Floats, out: Floats
+) -> None:
+    """argmin_d cost + theta |d|^2, and the minimal cost of each sheet (of one step along the third axis)."""
+    width = offsets.size
     sheet = width * width
+    away = np.empty(sheet, np.float32)
+    _distances(theta, offsets, 0.0, 0.0, away)
     for t in range(first, last):
         for j in range(cost.shape[1]):
             for k in range(cost.shape[2]):
                 cell = cost[t, j, k]
+                best, best_in_sheet = np.float32(np.inf), np.float32(np.inf)
+                chosen = 0
                 for dk in range(width):
+                    extra = theta * offsets[dk] * offsets[dk]
                     here = cell[dk * sheet : (dk + 1) * sheet]
-                    low = np.float32(np.inf)
+                    bare, low = np.float32(np.inf), np.float32(np.inf)
                     for d in range(sheet):
-                        low = min(low, here[d])
-                    out[t, j, k, dk] = low
+                        bare = min(bare, here[d])
+                        low = min(low, here[d] + away[d])
+                    minima[t, j, k, dk] = bare
+                    if low + extra < best:
+                        best, best_in_sheet, chosen = low + extra, low, dk
+                here = cell[chosen * sheet : (chosen + 1) * sheet]
+                _displacement(here, away, best_in_sheet, chosen, offsets, out[t, j, k])
 
 
-def sheet_minima(cost: Floats, half: int) -> Floats:
-    """(T, J, K, D) costs -> (T, J, K, 2 half + 1): below this ``cheapest`` need not look into a sheet."""
-    out = np.empty((*cost.shape[:3], 2 * half + 1), np.float32)
-    over_planes(_sheet_minima, cost.shape[0], cost, out)
-    return out
+def cheapest_of_all(cost: Floats, theta: float, half: int) -> tuple[Floats, Floats]:
+    """``cheapest`` about no displacement, and below which cost it need not look into a sheet later.
+
+    Returns:
+        Displacements (T, J, K, 3) in cells, minima (T, J, K, 2 half + 1).
+    """
+    picked = np.empty((*cost.shape[:3], 3), np.float32)
+    minima = np.empty((*cost.shape[:3], 2 * half + 1), np.float32)
+    offsets = np.arange(-half, half + 1).astype(np.float32)
+    over_planes(_cheapest_of_all, cost.shape[0], cost, np.float32(theta), offsets, minima, picked)
+    return picked, minima
 
 
 @compiled
@@ -173,10 +212,7 @@ def _cheapest(
             for k in range(cost.shape[2]):
                 x, y, z = centre[t, j, k]
                 cell, lowest = cost[t, j, k], minima[t, j, k]
-                for dj in range(width):
-                    for di in range(width):
-                        from_x, from_y = offsets[di] - x, offsets[dj] - y
-                        away[dj * width + di] = theta * (from_x * from_x + from_y * from_y)
+                _distances(theta, offsets, x, y, away)
                 nearest = min(max(int(np.rint(z - offsets[0])), 0), width - 1)
                 best, best_in_sheet = np.float32(np.inf), np.float32(np.inf)
                 chosen = nearest
@@ -193,14 +229,7 @@ def _cheapest(
                     if low + extra < best or (low + extra == best and dk < chosen):
                         best, best_in_sheet, chosen = low + extra, low, dk
                 here = cell[chosen * sheet : (chosen + 1) * sheet]
-                where = 0
-                for d in range(sheet):
-                    if here[d] + away[d] == best_in_sheet:
-                        where = d
-                        break
-                out[t, j, k, 0] = offsets[where % width]
-                out[t, j, k, 1] = offsets[where // width]
-                out[t, j, k, 2] = offsets[chosen]
+                _displacement(here, away, best_in_sheet, chosen, offsets, out[t, j, k])
 
 
 def cheapest(cost: Floats, minima: Floats, centre: Floats, theta: float, half: int) -> Floats:
@@ -208,7 +237,7 @@ def cheapest(cost: Floats, minima: Floats, centre: Floats, theta: float, half: i
 
     Args:
         cost: (T, J, K, D).
-        minima: (T, J, K, 2 half + 1), of ``sheet_minima``.
+        minima: (T, J, K, 2 half + 1), of ``cheapest_of_all``.
         centre: (T, J, K, 3) in cells.
         theta: cost of a squared cell from it.
         half: width of the search.

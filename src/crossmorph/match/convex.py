@@ -150,9 +150,8 @@ def _cost(
 
 def couple(cost: torch.Tensor, half_width: int, counted: bool) -> list[torch.Tensor]:
     """The six kept fields of one slab, each (3, T, J, K)."""
-    field = torch.zeros((3, *cost.shape[:3]), device=cost.device)
-    pick = (_reference_picker if cost.is_cuda else _picker)(cost, half_width)
-    field = box_mean(pick(field, 0.0 if counted else TIE), 1, counted)
+    picked, pick = (_reference_picker if cost.is_cuda else _picker)(cost, 0.0 if counted else TIE, half_width)
+    field = box_mean(picked, 1, counted)
     kept = []
     for theta in COUPLING:
         field = box_mean(pick(field, theta), 1, counted)
@@ -164,20 +163,21 @@ Picker = Callable[[torch.Tensor, float], torch.Tensor]
 """argmin_d cost + theta |d - u|^2, as displacements in cells, of a field u and theta."""
 
 
-def _picker(cost: torch.Tensor, half_width: int) -> Picker:
+def _picker(cost: torch.Tensor, theta: float, half_width: int) -> tuple[torch.Tensor, Picker]:
+    """What is cheapest about no displacement, and how to pick about others."""
     from crossmorph.kernels import convex
 
     volume = cost.numpy()
-    minima = convex.sheet_minima(volume, half_width)
+    first, minima = convex.cheapest_of_all(volume, theta, half_width)
 
     def pick(field: torch.Tensor, theta: float) -> torch.Tensor:
         picked = convex.cheapest(volume, minima, field.permute(1, 2, 3, 0).numpy(), theta, half_width)
         return torch.from_numpy(picked).permute(3, 0, 1, 2)
 
-    return pick
+    return torch.from_numpy(first).permute(3, 0, 1, 2), pick
 
 
-def _reference_picker(cost: torch.Tensor, half_width: int) -> Picker:
+def _reference_picker(cost: torch.Tensor, theta: float, half_width: int) -> tuple[torch.Tensor, Picker]:
     steps = costs.offsets(half_width, cost.device)
 
     def pick(field: torch.Tensor, theta: float) -> torch.Tensor:
@@ -186,4 +186,4 @@ def _reference_picker(cost: torch.Tensor, half_width: int) -> Picker:
             total += theta * (steps[:, axis] - field[axis][..., None]) ** 2
         return steps[total.argmin(-1)].permute(3, 0, 1, 2)
 
-    return pick
+    return pick(torch.zeros((3, *cost.shape[:3]), device=cost.device), theta), pick
