@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,14 @@ def test_a_transform_on_which_the_library_hangs(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.h5").write_bytes((CORPUS / "h5" / "hang").read_bytes())
     with pytest.raises(InputError, match=r"a\.h5 cannot be read as a transform: the HDF5 library does not get"):
         io.read_transform(tmp_path / "a.h5")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits processor seconds as Linux does")
+def test_the_process_that_hangs_ends_by_itself() -> None:
+    """Its parent may have been killed."""
+    hang = str(CORPUS / "h5" / "hang")
+    done = subprocess.run([sys.executable, "-P", "-c", itk_transforms.TRIAL, hang, "3"], check=False)
+    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

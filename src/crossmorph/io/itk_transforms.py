@@ -32,7 +32,15 @@ MAT_BYTES = 4096
 DENSE = ("DisplacementFieldTransform", "BSplineTransform")
 """ITK's transforms of three parameters a node, whose fixed parameters begin with the size of the lattice."""
 
-TRIAL = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
+TRIAL = """
+import importlib.util, sys, SimpleITK
+if importlib.util.find_spec("resource"):
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]),) * 2)
+SimpleITK.ReadTransform(sys.argv[1])
+"""
+"""Reads a file within some processor seconds, also where whoever started it is no longer there to end it."""
+
 TRIAL_SECONDS = 60
 
 BSPLINE_SAMPLES = 8
@@ -95,14 +103,15 @@ def _check_mat(path: Path) -> None:
 
 def _check_hdf5(path: Path) -> None:
     """Refuse a file on which the HDF5 library crashes or hangs: a process of its own reads it first."""
-    command = [sys.executable, "-P", "-c", TRIAL, str(path)]
+    seconds = math.ceil(TRIAL_SECONDS + path.stat().st_size / 2**20)
+    command = [sys.executable, "-P", "-c", TRIAL, str(path), str(seconds)]
     try:
         code = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=TRIAL_SECONDS + path.stat().st_size / 2**20,
+            timeout=seconds,
         ).returncode
     except subprocess.TimeoutExpired:
         code = None
