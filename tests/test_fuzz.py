@@ -56,6 +56,18 @@ def test_a_transform_on_which_the_library_hangs(tmp_path: Path, monkeypatch: pyt
         io.read_transform(tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize(
+    ("channels", "told"), [(2**20, "does not fit the network 'lumir'"), (2**62, "a network that cannot be")]
+)
+def test_settings_of_a_network_that_no_memory_holds(tmp_path: Path, channels: int, told: str) -> None:
+    target = TARGETS["weights-json"]
+    raw = target.seeds()[0].replace(b'"channels": 2', b'"channels": %d' % channels)
+    for name, content in {target.file: raw, **target.beside(raw)}.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        target.read(tmp_path / target.file)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits processor seconds as Linux does")
 def test_the_process_that_hangs_ends_by_itself() -> None:
     """Its parent may have been killed."""
