@@ -1,6 +1,6 @@
 """The dual branch with gradient guidance against what its paper compares it with, FLAIR to T1 of other subjects.
 
-python benchmarks/gradient_guidance.py OUT [--steps 500] [--pairs 26] [--syn 4]
+python benchmarks/gradient_guidance.py OUT [--steps 300] [--pairs 26] [--syn 6]
 
 Six subjects of ``nichart`` are trained on (27 ordered pairs, 3 more to choose weights by), the other two are
 tested on: pairs among all that touch them. Every method has the same pairs, steps and settings. All begin from
@@ -138,12 +138,13 @@ class Benchmark:
         train("gradient-guidance", table, self.output / method, config, self.output / "cache")
 
     def _table(self, data: Path) -> Path:
-        """The pairs of six subjects, with masks, labels and linear maps."""
+        """The pairs of six subjects, with masks, labels and linear maps, written once since caches go by times."""
         table = self.output / "pairs.csv"
         lines = ["fixed,moving,fixed_mask,moving_mask,fixed_labels,moving_labels,initial,split"]
         for a, b in permutations(sorted(set(SUBJECTS) - TEST), 2):
             start = self.output / f"linear-{a}-{b}.tfm"
-            io.write(self._linear(data, a, b)[0], start)
+            if not start.is_file():
+                io.write(self._linear(data, a, b)[0], start)
             fixed, moving = f"Subj{a}_T1", f"Subj{b}_FL"
             masks = (self.output / "brains" / f"{name}_mask.nii.gz" for name in (fixed, moving))
             files = [data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz", *masks]
