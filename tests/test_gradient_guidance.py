@@ -13,6 +13,7 @@ from torch import nn
 from crossmorph.describe.mind import mind, mind_ssc_reference
 from crossmorph.errors import InputError
 from crossmorph.image import Image
+from crossmorph.networks.voxelmorph import VoxelMorph
 from crossmorph.networks.warp import warp
 from crossmorph.registration import register
 from crossmorph.settings import GradientGuidance, Preprocessing
@@ -172,6 +173,19 @@ def test_gated_begins_as_average() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("kind", ["gated", "vm-concat"])
+def test_brightness_and_contrast_of_a_volume_do_not_matter(kind: str) -> None:
+    torch.manual_seed(0)
+    made = network(GradientGuidanceTraining(network=kind))  # type: ignore[arg-type]
+    for layer in made.modules():
+        if isinstance(layer, VoxelMorph):
+            nn.init.normal_(layer.flow.weight, std=0.05)
+    fixed, moving = soft(32, 16, 16), soft(32, 16, 16, seed=1)
+    with torch.no_grad():
+        plain, changed = (made(fixed, one)["displacement"] for one in (moving, 0.2 + 0.5 * moving))
+    torch.testing.assert_close(changed, plain, atol=0.01 * float(plain.abs().max()), rtol=0)
+
+
 def test_gradients_reach_everything() -> None:
     torch.manual_seed(0)
     settings = GradientGuidanceTraining()
@@ -229,7 +243,7 @@ def weights(folder: Path, shift: float = 0.0, **changes: object) -> Path:
     made = network(settings)
     assert isinstance(made, DualBranch)
     for branch in (made.images, made.gradients):
-        nn.init.normal_(branch.flow.weight, std=0.02)
+        nn.init.normal_(branch.flow.weight, std=0.005)
         branch.flow.bias.data[0] = shift
     about = {"training": {"settings": asdict(settings)}, "preprocessing": asdict(settings.preprocessing)}
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ second branch is also held to align the gradient maps, so that boundaries have a
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from crossmorph.describe.lc2 import gradient_length
@@ -36,7 +37,8 @@ class DualBranch(nn.Module):
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = gradient_map(fixed), gradient_map(moving)
-        of_images, of_gradients = self.images(stacked(moving, fixed)), self.gradients(stacked(*reversed(maps)))
+        of_images = self.images(standardised(moving, fixed))
+        of_gradients = self.gradients(standardised(*reversed(maps)))
         both = (of_images + of_gradients) / 2 if self.fusion is None else self.fusion(of_images, of_gradients)
         return {
             "displacement": both,
@@ -58,7 +60,15 @@ class SingleBranch(nn.Module):
         volumes = [moving, fixed]
         if self.concat:
             volumes += [gradient_map(moving), gradient_map(fixed)]
-        return {"displacement": self.branch(stacked(*volumes))}
+        return {"displacement": self.branch(standardised(*volumes))}
+
+
+def standardised(*volumes: torch.Tensor) -> torch.Tensor:
+    """What a branch is shown of volumes (N, 1, I, J, K): each as a channel of mean 0 and deviation 1.
+
+    Values that all are positive would be little but their mean to the first steps of a training.
+    """
+    return stacked(*(F.instance_norm(volume.float()) for volume in volumes))
 
 
 def network(settings: GradientGuidanceTraining) -> nn.Module:
