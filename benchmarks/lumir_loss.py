@@ -31,8 +31,8 @@ from crossmorph.train.sample import Batch
 from crossmorph.train.settings import LumirTraining
 from crossmorph.transform import Affine
 
-COARSER = 0.7
-"""Learning rate of a level in shares of that of the next finer one, whose voxels are half as wide."""
+COARSER = 1.4
+"""Learning rate of a level, in voxels of the finest one, in shares of that of the next finer one."""
 
 
 class Free(nn.Module):
