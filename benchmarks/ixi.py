@@ -1,17 +1,20 @@
 """The brains of ``ixi_train`` in one space: affine to the first subject, in a box around its brain, at 2 mm.
 
-The last ten subjects by id are for testing, all 90 ordered pairs of them; the others are learnt from.
+As in LUMIR, scans are stripped to the brain before anything looks at them: to the union of its labels and 4 mm
+around. The last ten subjects by id are for testing, all 90 ordered pairs of them; the others are learnt from.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from cases import data_folder
+from scipy import ndimage
 
 from crossmorph import io
 from crossmorph.evaluate import (
@@ -22,7 +25,7 @@ from crossmorph.evaluate import (
     warp_labels,
 )
 from crossmorph.evaluate.regularity import non_diffeomorphic_volume, voxel_displacement
-from crossmorph.image import Labels
+from crossmorph.image import Image, Labels
 from crossmorph.preprocess import onto
 from crossmorph.record import Journal
 from crossmorph.resample import resample_labels
@@ -31,8 +34,11 @@ from crossmorph.space import Grid
 from crossmorph.systems.linear import align
 from crossmorph.transform import Affine, Chain, Transform
 
-BOX = Grid.from_spacing((72, 108, 72), 2.0, center_mm=(3.0, -15.0, 6.0))
-"""144 x 216 x 144 mm: the brains of the aligned subjects with a few mm of what is around them."""
+BOX = Grid.from_spacing((72, 96, 72), 2.0, center_mm=(4.0, -18.0, 6.0))
+"""144 x 192 x 144 mm: the brains of the aligned subjects."""
+
+MARGIN_VOXELS = 2
+"""Of what is kept around the labels."""
 
 TESTED = 10
 HELD = 3
@@ -84,15 +90,21 @@ class Brains:
         """The label map on the subject's own grid."""
         return io.read_labels(self.source / f"{subject}_T1_DLMUSE.nii.gz")
 
+    def brain(self, subject: str) -> Image:
+        """The scan on its own grid, 0 away from the brain."""
+        scan = io.read(self.source / f"{subject}_T1.nii.gz")
+        near = ndimage.binary_dilation(self.own_labels(subject).data.numpy() > 0, iterations=MARGIN_VOXELS)
+        return replace(scan, data=scan.data * torch.from_numpy(ndimage.binary_fill_holes(near)))
+
     def prepare(self, pairs: int) -> None:
         """What is not there yet of the subjects to learn from and of the first test pairs."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        first = io.read(self.source / f"{self.ids[0]}_T1.nii.gz")
+        first = self.brain(self.ids[0])
         tested = {subject for pair in self.pairs[:pairs] for subject in pair}
         for subject in (*self.ids[:-TESTED], *sorted(tested)):
             if self.labels(subject).is_file():
                 continue
-            scan = io.read(self.source / f"{subject}_T1.nii.gz")
+            scan = self.brain(subject)
             linear = Affine.identity()
             if subject != self.ids[0]:
                 linear = Affine(align(first, scan, Linear(), Journal()))

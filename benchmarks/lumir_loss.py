@@ -1,6 +1,6 @@
 """What LUMIR's loss asks for, without a network: velocities of the five levels fitted to one pair by Adam.
 
-python benchmarks/lumir_loss.py VOLUMES FIXED MOVING [--spacing-mm 4.5] [--window 5] [--smoothness 3] [--steps 20]
+python benchmarks/lumir_loss.py VOLUMES FIXED MOVING [--spacing-mm 4.5] [--window 5] [--smoothness 1] [--steps 20]
 
 VOLUMES is the folder ``volumes`` of ``lumir.py``; FIXED and MOVING are subjects. A row every ten steps: the loss,
 Dice of all labels at 2 mm, and the non-diffeomorphic volume. For choosing voxels, windows and weights before a
@@ -31,8 +31,8 @@ from crossmorph.train.sample import Batch
 from crossmorph.train.settings import LumirTraining
 from crossmorph.transform import Affine
 
-COARSER = 0.7
-"""Learning rate of a level in shares of that of the next finer one, whose voxels are half as wide."""
+COARSER = 1.4
+"""Learning rate of a level, in voxels of the finest one, in shares of that of the next finer one."""
 
 
 class Free(nn.Module):
@@ -65,7 +65,7 @@ class Fit:
     window: int = 5
     """Width in voxels of the windows of the correlation."""
 
-    smoothness: float = 3.0
+    smoothness: float = 1.0
     """Weight of the regulariser."""
 
     cascade: Literal["compose", "add"] = "compose"

@@ -458,7 +458,7 @@ def test_brains_meet_in_the_common_space(brains: ixi.Brains) -> None:
 def test_variants_are_those_of_table_2(tmp_path: Path) -> None:
     made = lumir.Benchmark(tmp_path, channels=32)
     rows = {
-        name: from_dict(LumirTraining, tomllib.loads(made.config(8, made.variant(name), 1)), name)
+        name: from_dict(LumirTraining, tomllib.loads(made.config(8, made.variant(name), 4.5, 1)), name)
         for name in lumir.VARIANTS
     }
     published = {"backbone": 32, "+BF": 32, "+CA": 32, "+CA+BF": 32, "+LK": 36, "LC-1": 64, "LC-2": 64}

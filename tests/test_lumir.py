@@ -41,6 +41,14 @@ def batch(fixed: torch.Tensor, moving: torch.Tensor) -> Batch:
     return Batch(("a pair",), fixed, moving, everywhere, everywhere, None, None, None)
 
 
+def awake(made: nn.Module) -> nn.Module:
+    """A network with as much to say as after some training."""
+    for name, weight in made.named_parameters():
+        if name.endswith("last.weight"):
+            nn.init.normal_(weight, std=0.1)
+    return made
+
+
 # -- blocks ------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +179,22 @@ def test_a_stretch_keeps_its_size_from_level_to_level() -> None:
     torch.testing.assert_close(released[0, 0, :, 3, 3], 0.5 * torch.arange(16.0) * 14 / 15)
 
 
+def test_training_starts_from_almost_no_motion_but_not_as_released() -> None:
+    sides = noise(1, 1, 16, 16, 16), noise(1, 1, 16, 16, 16, seed=1)
+    moves = [float(Pyramid(4, reproduce=r)(*sides)["displacement"].detach().abs().max()) for r in (False, True)]
+    assert moves[0] < 1e-2 < moves[1]
+
+
+@pytest.mark.parametrize(("reproduce", "said"), [(False, [1, 0.5, 0.25, 0.125, 0.0625]), (True, [1.0] * 5)])
+def test_estimators_speak_in_voxels_of_the_finest_level(reproduce: bool, said: list[float]) -> None:
+    made = Pyramid(2, reproduce=reproduce)
+    for estimator in made.estimators:
+        nn.init.zeros_(estimator.last.weight)
+        nn.init.ones_(estimator.last.bias)
+    found = made(noise(1, 1, 32, 32, 32), noise(1, 1, 32, 32, 32, seed=1))
+    assert [float(found[f"velocity_{level}"][0, 0, 0, 0, 0]) for level in range(5)] == said
+
+
 # -- loss --------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +271,7 @@ def test_gradients_reach_everything_and_checkpoints_change_nothing(changes: dict
     for checkpointing in (False, True):
         settings = LumirTraining(channels=2, checkpointing=checkpointing, **changes)  # type: ignore[arg-type]
         torch.manual_seed(1)
-        made = network(settings)
+        made = awake(network(settings))
         pair = batch(soft(32, 32, 32), soft(32, 32, 32).flip(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             outputs = made(pair.fixed, pair.moving)
@@ -265,7 +289,7 @@ def test_gradients_reach_everything_and_checkpoints_change_nothing(changes: dict
 def test_use_gives_what_training_gives() -> None:
     torch.manual_seed(0)
     made, pair = (
-        Pyramid(2, large_kernel=5, attention=True, bilateral="fixed"),
+        awake(Pyramid(2, large_kernel=5, attention=True, bilateral="fixed")),
         (noise(1, 1, *SIDE), noise(1, 1, *SIDE, seed=1)),
     )
     learning = made(*pair)["displacement"].detach()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from crossmorph.errors import InputError
 from crossmorph.networks.bilateral import Bilateral
 from crossmorph.networks.convolution import Convolution
-from crossmorph.networks.voxelmorph import MULTIPLE
+from crossmorph.networks.voxelmorph import MULTIPLE, still
 from crossmorph.networks.warp import warp
 
 LEVELS = 5
@@ -90,11 +90,12 @@ class CoAttention(nn.Module):
 class Estimator(nn.Module):
     """Fixed and warped moving features (N, C, I, J, K) -> a velocity (N, 3, I, J, K) float32 in voxels."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, reproduce: bool = False) -> None:
         super().__init__()
         self.first = Convolution(2 * channels, 2 * channels, 3, 1, 1)
         self.second = Convolution(2 * channels, width, 3, 1, 1)
-        self.last = nn.Conv3d(width, 3, 3, 1, 1)
+        last = nn.Conv3d(width, 3, 3, 1, 1)
+        self.last = last if reproduce else still(last)
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or fixed.shape[2] <= SLAB:
@@ -125,8 +126,11 @@ class Pyramid(nn.Module):
         large_kernel: taps of the parallel large kernel of the encoder; 0 for none.
         attention: co-attention at the coarsest level.
         bilateral: filter the displacement, guided by the fixed image.
-        reproduce: zeros outside, and coarse displacements times 2, as released. By default the border holds, and
-            they grow by the ratio of the distances between the outer voxel centres, which sampling goes by.
+        reproduce: zeros outside, coarse displacements times 2, torch's random start, and estimators that speak in
+            voxels of their level, as released. By default the border holds, displacements grow by the ratio of the
+            distances between the outer voxel centres, which sampling goes by, training starts from almost no
+            motion, and estimators speak in voxels of the finest level, so that a step of the optimiser moves all
+            levels about as far.
         checkpointing: compute features a second time in the backward pass instead of keeping them.
     """
 
@@ -145,7 +149,7 @@ class Pyramid(nn.Module):
         self.cascade, self.reproduce, self.checkpointing = cascade, reproduce, checkpointing
         widths = ((1, channels), (channels, 2 * channels), (2 * channels, channels))
         self.encoder = nn.Sequential(*(Layer(a, b, large_kernel, reproduce) for a, b in widths))
-        self.estimators = nn.ModuleList(Estimator(channels, head_width) for _ in range(LEVELS))
+        self.estimators = nn.ModuleList(Estimator(channels, head_width, reproduce) for _ in range(LEVELS))
         self.attention = CoAttention(channels) if attention else None
         self.bilateral = None if bilateral == "none" else Bilateral(bilateral == "trained")
 
@@ -172,6 +176,8 @@ class Pyramid(nn.Module):
                 total = self._doubled(total, first.shape[2:])
                 second = warp(second, total, self.reproduce)
             velocity = self._kept(self.estimators[level], first, second)
+            if not self.reproduce:
+                velocity = velocity * 0.5**level
             del first, second
             total = self._joined(velocity, total)
             if level == 0 and self.bilateral is not None:

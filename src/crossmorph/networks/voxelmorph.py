@@ -69,10 +69,7 @@ class VoxelMorph(nn.Module):
         self.up = nn.ModuleList(Block(a, UP) for a in before)
         self.coarse = nn.ModuleList(Block(a, b) for a, b in pairwise((UP, *half)))
         self.fine = nn.ModuleList(Block(a, b) for a, b in pairwise(((UP, *half)[-1] + channels, *full)))
-        self.flow = nn.Conv3d(full[-1], 3, 3, 1, 1)
-        nn.init.normal_(self.flow.weight, std=1e-5)
-        assert self.flow.bias is not None
-        nn.init.zeros_(self.flow.bias)
+        self.flow = still(nn.Conv3d(full[-1], 3, 3, 1, 1))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Displacements; the sizes must be multiples of 16."""
@@ -96,6 +93,14 @@ class VoxelMorph(nn.Module):
         for block in self.fine:
             x = block(x)
         return exact(self.flow, x)  # a displacement needs more digits than bfloat16 has
+
+
+def still(layer: nn.Conv3d) -> nn.Conv3d:
+    """The layer, started so that it says almost no motion whatever it sees."""
+    nn.init.normal_(layer.weight, std=1e-5)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def stacked(*volumes: torch.Tensor) -> torch.Tensor:
