@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
+from crossmorph.networks.convolution import Convolution
 
 WIDEST = 320
 """Most channels of a stage."""
@@ -41,7 +42,7 @@ def stage(before: int, after: int, stride: int) -> nn.Sequential:
     parts: list[nn.Module] = []
     for inputs, step in ((before, stride), (after, 1)):
         parts += [
-            nn.Conv3d(inputs, after, 3, step, 1),
+            Convolution(inputs, after, 3, step, 1),
             nn.InstanceNorm3d(after, affine=True),
             nn.LeakyReLU(0.01),
         ]

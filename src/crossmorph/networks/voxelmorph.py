@@ -69,7 +69,7 @@ class VoxelMorph(nn.Module):
         self.up = nn.ModuleList(Block(a, UP) for a in before)
         self.coarse = nn.ModuleList(Block(a, b) for a, b in pairwise((UP, *half)))
         self.fine = nn.ModuleList(Block(a, b) for a, b in pairwise(((UP, *half)[-1] + channels, *full)))
-        self.flow = nn.Conv3d(full[-1], 3, 3, 1, 1)
+        self.flow = Convolution(full[-1], 3, 3, 1, 1)
         nn.init.normal_(self.flow.weight, std=1e-5)
         assert self.flow.bias is not None
         nn.init.zeros_(self.flow.bias)
