@@ -264,9 +264,7 @@ def fitted(
     raise InputError(_why_not(pairs, settings, deformable, limit / SAFE))
 
 
-def unlimited(
-    pairs: Sequence[Channel], settings: Mcbo, deformable: bool = True, elsewhere: bool = False
-) -> Plan:
+def unlimited(pairs: Sequence[Channel], settings: Mcbo, deformable: bool = True, elsewhere: bool = False) -> Plan:
     """A run that changes nothing to save memory; arguments as for ``stage_bytes``."""
     return _planned(pairs, settings, deformable, Economy(), elsewhere)
 

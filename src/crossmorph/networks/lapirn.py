@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
-from crossmorph.networks.convolution import Convolution, exact
+from crossmorph.networks.convolution import Convolution, exact, standardised
 from crossmorph.networks.pyramid import exponential
 from crossmorph.networks.warp import warp
 from crossmorph.optimise.terms import displaced
@@ -102,7 +102,8 @@ class LapIRN(nn.Module):
         gates: attention gates on the skip connections, 4,369 parameters each with 28 channels.
         reproduce: as released: means over 3^3 voxels of stride 2, which move the voxel centres by half a voxel,
             and units between the outer voxel centres. By default means over 2^3 and units between the outer faces,
-            so that a displacement is exactly doubled from level to level; the last convolution begins near 0.
+            so that a displacement is exactly doubled from level to level; the network sees volumes of mean 0 and
+            deviation 1, without which hundreds of steps teach nothing; the last convolution begins near 0.
         checkpointing: compute features a second time in the backward pass instead of keeping them.
 
     Attributes:
@@ -137,7 +138,7 @@ class LapIRN(nn.Module):
                 f"LapIRN needs sizes that are multiples of {MULTIPLE}, not {tuple(fixed.shape[2:])}; "
                 "pad the volumes"
             )
-        pairs = [(fixed, moving)]
+        pairs = [(fixed, moving) if self.reproduce else (standardised(fixed), standardised(moving))]
         for _ in range(LEVELS - 1):
             pairs.append((pooled(pairs[-1][0], self.reproduce), pooled(pairs[-1][1], self.reproduce)))
         total = embedding = None

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
-from crossmorph.networks.convolution import Convolution
+from crossmorph.networks.convolution import Convolution, standardised
 
 WIDEST = 320
 """Most channels of a stage."""
@@ -77,8 +77,7 @@ class Segmenter(nn.Module):
                 too few voxels.
         """
         check_size(x.shape[2:], len(self.down), SMALLEST if self.training else 1)
-        x = (x - x.mean((2, 3, 4), keepdim=True)) / x.std((2, 3, 4), keepdim=True).clamp_min(1e-6)
-        beside = []
+        x, beside = standardised(x), []
         for part in self.down:
             x = self._kept(part, x)
             beside.append(x)
