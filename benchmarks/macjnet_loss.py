@@ -1,12 +1,14 @@
-"""What macJNet's similarities ask for, without a network: a smooth displacement fitted to generated pairs by Adam.
+"""What macJNet's similarities ask for, without a network: a smooth displacement fitted to pairs by Adam.
 
-python benchmarks/macjnet_loss.py OUT.csv [--shape 48 32 32] [--spacing-mm 4] [--similarities mi mind] [--weights 0.2 0.6]
+python benchmarks/macjnet_loss.py OUT [--pairs trunks|nichart] [--spacing-mm 4] [--weights 0.2 0.6]
 
-The displacement is linear between control points four voxels apart. The loss is that of the registration without labels,
-for pairs that ``macjnet.py`` neither trains on nor tests. A row a similarity and weight, means over the pairs: what the
-landmarks and organs say, and the loss of no displacement, of the one reached and of the exact one. For choosing weights
-and voxels before a training. ``near`` is macMIND with the sampling distances 1 and 2 in place of 2 and 4. OUT.csv keeps
-the rows; those that it holds are not made again.
+The displacement is linear between control points four voxels apart; the loss is that of the registration without
+labels. ``trunks`` are two pairs that ``macjnet.py`` neither trains on nor tests; ``nichart`` four pairs of FLAIR
+to T1 of other subjects behind their affine maps, brain alone, labels in the groups of ``gradient_guidance.py``. A
+row a similarity and weight, means over the pairs: landmarks, Dice, folding, and the loss of no displacement, of
+the one reached, and of the exact one where it is known. For choosing weights and voxels before a training.
+``near`` is macMIND with the sampling distances 1 and 2 in place of 2 and 4. OUT keeps the rows, and started again
+goes on; what ``gradient_guidance.py`` has left there, linear maps and brains, is used.
 """
 
 from __future__ import annotations
@@ -15,27 +17,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import gradient_guidance as brains
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 import tyro
+from cases import data_folder
 from learned import append_rows, read_rows, timed
-from macjnet import generated, registration_scores
+from macjnet import generated
 from tyro.conf import Positional
 
+from crossmorph import io
 from crossmorph.describe.macmind import Sampling, macmind_loss
 from crossmorph.networks.warp import warp
+from crossmorph.preprocess import masked
+from crossmorph.resample import resample_labels
+from crossmorph.settings import Preprocessing
+from crossmorph.systems.learned import prepared
 from crossmorph.systems.macjnet import dissimilarity
 from crossmorph.train.losses import roughness, seen_by_both
+from crossmorph.train.registration import measured
 from crossmorph.train.sample import Batch, Sample
 
 Similarity = Literal["mi", "mind", "ssc", "macmind", "near"]
 
-CHOSEN_BY = (2000, 2001)
+TRUNKS = (2000, 2001)
+SUBJECTS = ((13, 1), (16, 2), (4, 13), (9, 16))
 CONTROL = 4
 SMOOTHNESS = 0.5
 RATE = 0.1
-SCORES = ("tre_mm", "liver", "others", "folding")
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,13 @@ class Fits:
     """Fit and print."""
 
     output: Positional[Path]
-    """Table of the rows, CSV."""
+    """Folder for the rows."""
+
+    pairs: Literal["trunks", "nichart"] = "trunks"
+    """Which pairs."""
 
     shape: tuple[int, int, int] = (48, 32, 32)
-    """Voxels along each axis, multiples of 16."""
+    """Of trunks: voxels along each axis, multiples of 16."""
 
     spacing_mm: float = 4.0
     """Of a voxel."""
@@ -61,41 +73,69 @@ class Fits:
     """Of Adam."""
 
     def run(self) -> None:
-        """All that the table lacks."""
+        """All that the rows lack."""
         torch.set_num_threads(1)
-        pairs = [generated(self.shape, self.spacing_mm, seed) for seed in CHOSEN_BY]
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.pairs == "trunks":
+            pairs = [generated(self.shape, self.spacing_mm, seed) for seed in TRUNKS]
+        else:
+            pairs = [self._heads(*subjects) for subjects in SUBJECTS]
         self._row("none", 0.0, pairs)
         for similarity in self.similarities:
             for weight in self.weights:
                 self._row(similarity, weight, pairs)
-        for row in read_rows(self.output):
-            print("| " + " | ".join(row.values()) + " |")
+        rows = read_rows(self.output / f"{self.pairs}.csv")
+        print("\n".join(["| " + " | ".join(row.values()) + " |" for row in rows]))
+
+    def _heads(self, a: int, b: int) -> Sample:
+        """FLAIR of one subject to T1 of another."""
+        kept, data = brains.Benchmark(self.output), data_folder() / "nichart"
+        (self.output / "brains").mkdir(exist_ok=True)
+        names = f"Subj{a}_T1", f"Subj{b}_FL"
+        for name in names:
+            kept._extract(data, name)
+        masks = [io.read(self.output / "brains" / f"{name}_mask.nii.gz") for name in names]
+        images = [masked(io.read(data / f"{name}.nii.gz"), mask) for name, mask in zip(names, masks, strict=True)]
+        labels = [brains.grouped(io.read_labels(data / f"{name}_DLMUSE.nii.gz")) for name in names]
+        linear, _ = kept._linear(data, a, b)
+        grid, fixed, moving = prepared(*images, linear, Preprocessing(spacing_mm=self.spacing_mm))
+        return Sample(
+            f"{a} and {b}",
+            fixed.values,
+            moving.values,
+            fixed.valid,
+            moving.valid,
+            grid,
+            linear.matrix,
+            resample_labels(labels[0], grid).data.int(),
+            resample_labels(labels[1], grid, linear).data.int(),
+        )
 
     def _row(self, similarity: str, weight: float, pairs: list[Sample]) -> None:
+        path = self.output / f"{self.pairs}.csv"
         key = {"spacing_mm": f"{self.spacing_mm:g}", "similarity": similarity, "weight": f"{weight:g}"}
-        if any(key.items() <= row.items() for row in read_rows(self.output)):
+        if any(key.items() <= row.items() for row in read_rows(path)):
             return
         found = []
         for pair in pairs:
-            assert pair.truth is not None
-            batch, field = Batch.of([pair]), torch.zeros_like(pair.truth)[None]
-            reached, seconds = field, 0.0
+            batch, field = Batch.of([pair]), torch.zeros(1, 3, *pair.fixed.shape)
+            fields, seconds = {"zero": field}, 0.0
             if weight:
-                reached, seconds = timed(lambda b=batch: fitted(b, similarity, weight, self.steps))
-            fields = {"zero": field, "reached": reached, "exact": pair.truth[None]}
+                field, seconds = timed(lambda b=batch: fitted(b, similarity, weight, self.steps))
+                fields |= {"reached": field} | ({} if pair.truth is None else {"exact": pair.truth[None]})
             losses = {
-                name: float(loss(batch, u, similarity, weight)) if weight else 0.0 for name, u in fields.items()
+                f"loss_{name}": float(loss(batch, u, similarity, weight)) if weight else 0.0
+                for name, u in fields.items()
             }
-            scores = registration_scores(pair, reached[0])
-            found.append({name: scores[name] for name in SCORES} | losses | {"seconds": seconds})
-        means = {name: f"{np.mean([row[name] for row in found]):.4g}" for name in found[0]}
-        append_rows(self.output, [key | means])
+            found.append(measured(pair, field[0]) | losses | {"seconds": seconds})
+        columns = ("tre_mm", "dice", "ndv_percent", "loss_zero", "loss_reached", "loss_exact", "seconds")
+        means = {name: f"{np.mean([row.get(name, np.nan) for row in found]):.4g}" for name in columns}
+        append_rows(path, [key | means])
 
 
 def fitted(batch: Batch, similarity: str, weight: float, steps: int) -> torch.Tensor:
     """(1, 3, I, J, K) displacement in voxels that lowers the loss of a pair."""
-    shape = batch.fixed.shape[2:]
-    points = torch.zeros(1, 3, *(n // CONTROL for n in shape), requires_grad=True)
+    points = torch.zeros(1, 3, *(n // CONTROL for n in batch.fixed.shape[2:]), requires_grad=True)
     adam = torch.optim.Adam([points], lr=RATE)
     for _ in range(steps):
         adam.zero_grad()
@@ -106,7 +146,7 @@ def fitted(batch: Batch, similarity: str, weight: float, steps: int) -> torch.Te
 
 def dense(points: torch.Tensor) -> torch.Tensor:
     """Displacements of control points at every voxel."""
-    return F.interpolate(points, scale_factor=CONTROL, mode="trilinear")
+    return torch.nn.functional.interpolate(points, scale_factor=CONTROL, mode="trilinear")
 
 
 def loss(batch: Batch, field: torch.Tensor, similarity: str, weight: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def parse(description: str | None, **more: int) -> argparse.Namespace:
-    """FIXED, MOVING, OUTPUT (an ITK transform from fixed to moving points), --kind, --start, and ``more`` options."""
+    """FIXED, MOVING, OUTPUT (an ITK transform from fixed to moving points), --kind, --start, and ``more``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixed", type=Path)
     parser.add_argument("moving", type=Path)
