@@ -2,7 +2,7 @@
 
 python benchmarks/macjnet_loss.py OUT [--pairs trunks|nichart] [--spacing-mm 4] [--weights 0.2 0.6]
 
-The displacement is linear between control points four voxels apart; the loss is that of the registration without
+The displacement is linear between control points 16 mm apart; the loss is that of the registration without
 labels. ``trunks`` are two pairs that ``macjnet.py`` neither trains on nor tests; ``nichart`` four pairs of FLAIR
 to T1 of other subjects behind their affine maps, brain alone, labels in the groups of ``gradient_guidance.py``. A
 row a similarity and weight, means over the pairs: landmarks, Dice, folding, and the loss of no displacement, of
@@ -42,9 +42,9 @@ Similarity = Literal["mi", "mind", "ssc", "macmind", "near"]
 
 TRUNKS = (2000, 2001)
 SUBJECTS = ((13, 1), (16, 2), (4, 13), (9, 16))
-CONTROL = 4
+CONTROL_MM = 16.0
+RATE_MM = 0.4
 SMOOTHNESS = 0.5
-RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,21 @@ class Fits:
             resample_labels(labels[1], grid, linear).data.int(),
         )
 
+    def _fitted(self, batch: Batch, similarity: str, weight: float) -> torch.Tensor:
+        """(1, 3, I, J, K) displacement in voxels that lowers the loss of a pair."""
+        shape = batch.fixed.shape[2:]
+        points = torch.zeros(1, 3, *(round(n * self.spacing_mm / CONTROL_MM) for n in shape), requires_grad=True)
+        adam = torch.optim.Adam([points], lr=RATE_MM / self.spacing_mm)
+
+        def dense() -> torch.Tensor:
+            return torch.nn.functional.interpolate(points, tuple(shape), mode="trilinear")
+
+        for _ in range(self.steps):
+            adam.zero_grad()
+            loss(batch, dense(), similarity, weight).backward()
+            adam.step()
+        return dense().detach()
+
     def _row(self, similarity: str, weight: float, pairs: list[Sample]) -> None:
         path = self.output / f"{self.pairs}.csv"
         key = {"spacing_mm": f"{self.spacing_mm:g}", "similarity": similarity, "weight": f"{weight:g}"}
@@ -121,7 +136,7 @@ class Fits:
             batch, field = Batch.of([pair]), torch.zeros(1, 3, *pair.fixed.shape)
             fields, seconds = {"zero": field}, 0.0
             if weight:
-                field, seconds = timed(lambda b=batch: fitted(b, similarity, weight, self.steps))
+                field, seconds = timed(lambda b=batch: self._fitted(b, similarity, weight))
                 fields |= {"reached": field} | ({} if pair.truth is None else {"exact": pair.truth[None]})
             losses = {
                 f"loss_{name}": float(loss(batch, u, similarity, weight)) if weight else 0.0
@@ -131,22 +146,6 @@ class Fits:
         columns = ("tre_mm", "dice", "ndv_percent", "loss_zero", "loss_reached", "loss_exact", "seconds")
         means = {name: f"{np.mean([row.get(name, np.nan) for row in found]):.4g}" for name in columns}
         append_rows(path, [key | means])
-
-
-def fitted(batch: Batch, similarity: str, weight: float, steps: int) -> torch.Tensor:
-    """(1, 3, I, J, K) displacement in voxels that lowers the loss of a pair."""
-    points = torch.zeros(1, 3, *(n // CONTROL for n in batch.fixed.shape[2:]), requires_grad=True)
-    adam = torch.optim.Adam([points], lr=RATE)
-    for _ in range(steps):
-        adam.zero_grad()
-        loss(batch, dense(points), similarity, weight).backward()
-        adam.step()
-    return dense(points.detach())
-
-
-def dense(points: torch.Tensor) -> torch.Tensor:
-    """Displacements of control points at every voxel."""
-    return torch.nn.functional.interpolate(points, scale_factor=CONTROL, mode="trilinear")
 
 
 def loss(batch: Batch, field: torch.Tensor, similarity: str, weight: float) -> torch.Tensor:

@@ -103,7 +103,7 @@ class LapIRN(nn.Module):
         reproduce: as released: means over 3^3 voxels of stride 2, which move the voxel centres by half a voxel,
             and units between the outer voxel centres. By default means over 2^3 and units between the outer faces,
             so that a displacement is exactly doubled from level to level; the network sees volumes of mean 0 and
-            deviation 1, without which hundreds of steps teach nothing; the last convolution begins near 0.
+            deviation 1, without which it learns far more slowly; the last convolution begins near 0.
         checkpointing: compute features a second time in the backward pass instead of keeping them.
 
     Attributes:
