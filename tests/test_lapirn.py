@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.errors import InputError
+from crossmorph.networks.convolution import standardised
 from crossmorph.networks.lapirn import LEVELS, AttentionGate, LapIRN, Residual, compared, pooled
 from crossmorph.networks.pyramid import exponential
 from crossmorph.networks.segmenter import Excitation, Segmenter
@@ -99,12 +100,12 @@ def test_velocities_become_flows() -> None:
 
 
 def test_the_next_level_sees_the_pooled_moving_volume_warped() -> None:
-    fixed, moving = noise(1, 1, 16, 16, 16), noise(1, 1, 16, 16, 16, seed=1)
+    fixed, moving = standardised(noise(1, 1, 16, 16, 16)), standardised(noise(1, 1, 16, 16, 16, seed=1))
     fields = [torch.full((1, 3, n, n, n), 0.125) for n in (4, 8, 16)]
     made = with_fields(LapIRN(2), *fields)
     seen: list[torch.Tensor] = []
     made.estimators[1].forward = lambda volumes, embedding: (seen.append(volumes), (fields[1], volumes))[1]  # type: ignore[assignment, func-returns-value]
-    made(fixed, moving)
+    made(3 * fixed + 1, moving / 2)  # whatever their scale
     warped = warp(pooled(moving), torch.full((1, 3, 8, 8, 8), 0.5))
     torch.testing.assert_close(seen[0], torch.cat([warped, pooled(fixed), fields[1]], 1))
 

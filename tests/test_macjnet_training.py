@@ -13,7 +13,9 @@ from scene import GRID, WARP, bright, inverted, seen
 from crossmorph import io
 from crossmorph.cli import main
 from crossmorph.errors import InputError
+from crossmorph.files import RECORD
 from crossmorph.image import Image, Labels
+from crossmorph.report.page import REPORT
 from crossmorph.settings import MacJNet, Preprocessing, presets, read_settings
 from crossmorph.systems.learned import load_trained
 from crossmorph.systems.segment import segmented
@@ -245,10 +247,15 @@ def test_train_then_register_then_segment(tmp_path: Path, capsys: pytest.Capture
         "--quiet",
     ]
     assert main(use) in (0, 3)
+    told = json.loads((out / RECORD).read_text())["segmentations"]
+    page = (out / REPORT).read_text()
     for side, image in zip(("fixed", "moving"), pair, strict=True):
         labels = io.read_labels(out / f"{side}_labels.nii.gz")
         assert labels.grid.same_as(io.read(image).grid)
         assert set(labels.ids) <= {1, 2}
+        assert told[side]["file"] == f"{side}_labels.nii.gz"
+        assert told[side]["volumes_mm3"] == {str(i): mm3 for i, mm3 in labels.volumes_mm3.items()}
+        assert f"segmentation of the {side} image" in page
         alone = tmp_path / f"{side}_alone.nii.gz"
         assert main(["segment", image, "-o", str(alone), "--weights", run, "--side", side]) == 0
         assert torch.equal(io.read_labels(alone).data, labels.data)

@@ -161,3 +161,15 @@ def test_gradients_of_two_planes_are_right_in_half_precision() -> None:
             (half,) = torch.autograd.grad(layer(volume).float().square().sum(), layer.weight)
         (full,) = torch.autograd.grad(layer(volume).square().sum(), layer.weight)
         torch.testing.assert_close(half, full, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_small_volume_is_convolved_as_torch_does(stride: int) -> None:
+    """Another one joins it on the way, of which nothing may be seen, nor in the gradients."""
+    layer, x = Convolution(3, 4, 3, stride, 1), random(1, 3, 6, 7, 8).requires_grad_()
+    assert layer.bias is not None
+    plain = torch.nn.functional.conv3d(x, layer.weight, layer.bias, stride, 1)
+    found = layer(x)
+    torch.testing.assert_close(found, plain)
+    wanted, given = (torch.autograd.grad(y.square().sum(), (x, layer.weight, layer.bias)) for y in (plain, found))
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)

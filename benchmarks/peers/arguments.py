@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 
-def parse(description: str | None) -> argparse.Namespace:
-    """FIXED, MOVING, OUTPUT (an ITK transform from fixed to moving points), --kind and --start."""
+def parse(description: str | None, **more: int) -> argparse.Namespace:
+    """FIXED, MOVING, OUTPUT (an ITK transform from fixed to moving points), --kind, --start, and ``more``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixed", type=Path)
     parser.add_argument("moving", type=Path)
@@ -17,4 +17,6 @@ def parse(description: str | None) -> argparse.Namespace:
         default="own",
         help="own: centre-of-mass start and linear stages; header: deformation alone, from the world coordinates",
     )
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """Register with elastix: rigid, affine and B-spline stages with Mattes mutual information.
 
-python run_elastix.py FIXED MOVING OUTPUT.h5 [--kind multi|mono] [--start own|header]
+python run_elastix.py FIXED MOVING OUTPUT.h5 [--kind multi|mono] [--start own|header] [--levels 4] [--points N]
 """
 
 from pathlib import Path
@@ -16,7 +16,6 @@ COMMON = {
     "Registration": ["MultiResolutionRegistration"],
     "FixedImagePyramid": ["FixedSmoothingImagePyramid"],
     "MovingImagePyramid": ["MovingSmoothingImagePyramid"],
-    "NumberOfResolutions": ["4"],
     "Metric": ["AdvancedMattesMutualInformation"],
     "NumberOfHistogramBins": ["32"],
     "ImageSampler": ["RandomCoordinate"],
@@ -42,25 +41,25 @@ RIGID = {
 }
 AFFINE = {**COMMON, "Transform": ["AffineTransform"], "MaximumNumberOfIterations": ["256"]}
 CONTROL_POINTS = {"multi": 12, "mono": 24}
-"""Control points per mean field of view."""
+"""Control points per mean field of view, unless --points says how many."""
 
 
-def bspline(image: Any, kind: str) -> dict[str, list[str]]:
+def bspline(image: Any, points: int) -> dict[str, list[str]]:
     """The deformable stage. No bending energy: with it the package crashes."""
     view_mm = np.multiply(itk.size(image), itk.spacing(image)).mean()
     return {
         **COMMON,
         "Transform": ["BSplineTransform"],
         "MaximumNumberOfIterations": ["500"],
-        "FinalGridSpacingInPhysicalUnits": [f"{view_mm / CONTROL_POINTS[kind]:.6f}"],
+        "FinalGridSpacingInPhysicalUnits": [f"{view_mm / points:.6f}"],
     }
 
 
-def register(fixed: Path, moving: Path, output: Path, stages: list[dict[str, list[str]]]) -> None:
-    """Run the stages one after the other and write the composite transform."""
+def register(fixed: Path, moving: Path, output: Path, stages: list[dict[str, list[str]]], levels: int) -> None:
+    """Run the stages, at so many resolutions each, one after the other and write the composite transform."""
     parameters = itk.ParameterObject.New()
     for stage in stages:
-        parameters.AddParameterMap(stage)
+        parameters.AddParameterMap({**stage, "NumberOfResolutions": [str(levels)]})
     method = itk.ElastixRegistrationMethod.New(read(fixed), read(moving))
     method.SetParameterObject(parameters)
     method.SetLogToConsole(False)
@@ -74,6 +73,7 @@ def read(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    given = parse(__doc__)
+    given = parse(__doc__, levels=4, points=0)
     linear = [RIGID, AFFINE] if given.start == "own" else []
-    register(given.fixed, given.moving, given.output, [*linear, bspline(read(given.fixed), given.kind)])
+    grid = bspline(read(given.fixed), given.points or CONTROL_POINTS[given.kind])
+    register(given.fixed, given.moving, given.output, [*linear, grid], given.levels)

@@ -217,6 +217,10 @@ class Result:
             "box_overlap": [overlap_fraction(self.fixed.grid, image.grid) for image in self.movings],
             "initial": self.initial.matrix.tolist(),
             "linear": self.linear.matrix.tolist(),
+            "segmentations": {
+                side: {"file": labels_file(side), "volumes_mm3": labels.volumes_mm3}
+                for side, labels in self.segmentations.items()
+            },
             "outputs": self.journal.outputs,
             "stages": self.journal.stages,
             "versions": versions(),
@@ -251,7 +255,7 @@ class Result:
                     name = "warped" if len(warped) == 1 else f"warped_{image.name}"
                     io.write(image, folder / f"{name}.nii.gz")
                 for side, labels in self.segmentations.items():
-                    io.write(labels, folder / f"{side}_labels.nii.gz")
+                    io.write(labels, folder / labels_file(side))
                 io.write(validity, folder / "validity.nii.gz")
                 io.write(_hundredths(confidence), folder / CONFIDENCE)
                 io.write_transform(self.transform, folder / "forward.h5")
@@ -273,6 +277,11 @@ class Result:
         from crossmorph.report.notebook import result_html
 
         return result_html(self)
+
+
+def labels_file(side: str) -> str:
+    """Name in a result folder of the segmentation of the ``"fixed"`` or the ``"moving"`` image."""
+    return f"{side}_labels.nii.gz"
 
 
 def values_hash(transform: Transform) -> str:

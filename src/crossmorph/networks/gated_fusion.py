@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from crossmorph.networks.convolution import exact
+from crossmorph.networks.convolution import Convolution, exact
 
 
 class GatedFusion(nn.Module):
@@ -17,7 +17,7 @@ class GatedFusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = nn.Conv3d(6, 6, 3, 1, 1)
+        self.gate = Convolution(6, 6, 3, 1, 1)
         self.bottleneck = nn.Conv3d(6, 3, 1)
         for layer in (self.gate, self.bottleneck):
             nn.init.zeros_(layer.weight)

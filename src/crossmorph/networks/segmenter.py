@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.errors import InputError
+from crossmorph.networks.convolution import Convolution, standardised
 
 WIDEST = 320
 """Most channels of a stage."""
@@ -41,7 +42,7 @@ def stage(before: int, after: int, stride: int) -> nn.Sequential:
     parts: list[nn.Module] = []
     for inputs, step in ((before, stride), (after, 1)):
         parts += [
-            nn.Conv3d(inputs, after, 3, step, 1),
+            Convolution(inputs, after, 3, step, 1),
             nn.InstanceNorm3d(after, affine=True),
             nn.LeakyReLU(0.01),
         ]
@@ -76,8 +77,7 @@ class Segmenter(nn.Module):
                 too few voxels.
         """
         check_size(x.shape[2:], len(self.down), SMALLEST if self.training else 1)
-        x = (x - x.mean((2, 3, 4), keepdim=True)) / x.std((2, 3, 4), keepdim=True).clamp_min(1e-6)
-        beside = []
+        x, beside = standardised(x), []
         for part in self.down:
             x = self._kept(part, x)
             beside.append(x)

@@ -69,7 +69,7 @@ class VoxelMorph(nn.Module):
         self.up = nn.ModuleList(Block(a, UP) for a in before)
         self.coarse = nn.ModuleList(Block(a, b) for a, b in pairwise((UP, *half)))
         self.fine = nn.ModuleList(Block(a, b) for a, b in pairwise(((UP, *half)[-1] + channels, *full)))
-        self.flow = still(nn.Conv3d(full[-1], 3, 3, 1, 1))
+        self.flow = still(Convolution(full[-1], 3, 3, 1, 1))
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         """Displacements; the sizes must be multiples of 16."""

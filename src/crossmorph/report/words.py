@@ -108,6 +108,9 @@ def decisions(record: dict[str, Any]) -> list[str]:
             told.append(f"{what}: {kept}; {note['judge']} {note['before']:.4f} → {note['after']:.4f}")
         else:
             told.append(f"{what}: {kept}; {note['why']}")
+    for side, found in record.get("segmentations", {}).items():
+        volumes = ", ".join(f"{label}: {mm3 / 1000:.1f} ml" for label, mm3 in found["volumes_mm3"].items())
+        told.append(f"segmentation of the {side} image: {volumes or 'nothing was found'}")
     return told
 
 

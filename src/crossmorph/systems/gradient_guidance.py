@@ -7,10 +7,10 @@ second branch is also held to align the gradient maps, so that boundaries have a
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from crossmorph.describe.lc2 import gradient_length
+from crossmorph.networks.convolution import standardised
 from crossmorph.networks.gated_fusion import GatedFusion
 from crossmorph.networks.voxelmorph import VoxelMorph, stacked
 from crossmorph.networks.warp import warp
@@ -37,8 +37,8 @@ class DualBranch(nn.Module):
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = gradient_map(fixed), gradient_map(moving)
-        of_images = self.images(standardised(moving, fixed))
-        of_gradients = self.gradients(standardised(*reversed(maps)))
+        of_images = self.images(standardised(stacked(moving, fixed)))
+        of_gradients = self.gradients(standardised(stacked(*reversed(maps))))
         both = (of_images + of_gradients) / 2 if self.fusion is None else self.fusion(of_images, of_gradients)
         return {
             "displacement": both,
@@ -60,15 +60,7 @@ class SingleBranch(nn.Module):
         volumes = [moving, fixed]
         if self.concat:
             volumes += [gradient_map(moving), gradient_map(fixed)]
-        return {"displacement": self.branch(standardised(*volumes))}
-
-
-def standardised(*volumes: torch.Tensor) -> torch.Tensor:
-    """What a branch is shown of volumes (N, 1, I, J, K): each as a channel of mean 0 and deviation 1.
-
-    Values that all are positive would be little but their mean to the first steps of a training.
-    """
-    return stacked(*(F.instance_norm(volume.float()) for volume in volumes))
+        return {"displacement": self.branch(standardised(stacked(*volumes)))}
 
 
 def network(settings: GradientGuidanceTraining) -> nn.Module:
