@@ -40,7 +40,7 @@ class Challenge:
         task = self.output / "LUMIR"
         if not (task / "dataset.json").is_file():
             build(task)
-        command = [sys.executable, "-m", "crossmorph.cli", "learn2reg", str(task)]
+        command = [sys.executable, "-m", "crossmorph", "learn2reg", str(task)]
         subprocess.run([*command, "-o", str(self.output / "run"), "--before"], check=True)
         text = (self.output / "run/leaderboard.md").read_text(encoding="utf-8")
         print(text)

@@ -49,7 +49,7 @@ def train(system: str, table: Path, folder: Path, config: str, cache: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "config.toml"
     settings.write_text(config)
-    command = [sys.executable, "-m", "crossmorph.cli", "train", system, str(table), "-o", str(folder)]
+    command = [sys.executable, "-m", "crossmorph", "train", system, str(table), "-o", str(folder)]
     subprocess.run([*command, "--config", str(settings), "--cache", str(cache), "--resume", "--quiet"], check=True)
 
 

@@ -38,6 +38,8 @@ LINKED = "torch"
 IMPORTS = """
 import importlib, pkgutil, crossmorph
 for module in pkgutil.walk_packages(crossmorph.__path__, "crossmorph."):
+    if module.name == "crossmorph.__main__":  # runs
+        continue
     try:
         importlib.import_module(module.name)
     except ImportError as error:

@@ -377,7 +377,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
 
 def program(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "crossmorph.cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "crossmorph", *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
 
 
@@ -397,6 +397,15 @@ def test_the_program_registers(scans: Path, tmp_path: Path) -> None:
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout)["verdict"]["status"] == "ok"
     assert {path.name for path in out.iterdir()} == PROMISED
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "crossmorph", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 HEAVY = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "numba", "matplotlib", "optuna")

@@ -27,7 +27,7 @@ from crossmorph.space import Grid
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = (sys.executable, "-m", "crossmorph.cli", "cohort")
+PROGRAM = (sys.executable, "-m", "crossmorph", "cohort")
 DASK = (sys.executable, "-m", "distributed.cli.")
 EXTRA = ("--linear", "none", "--no-deformable", "--device", "cpu")
 

@@ -192,7 +192,7 @@ def test_estimators_speak_in_voxels_of_the_finest_level(reproduce: bool, said: l
         nn.init.zeros_(estimator.last.weight)
         nn.init.ones_(estimator.last.bias)
     found = made(noise(1, 1, 32, 32, 32), noise(1, 1, 32, 32, 32, seed=1))
-    assert [float(found[f"velocity_{level}"][0, 0, 0, 0, 0]) for level in range(5)] == said
+    assert [found[f"velocity_{level}"][0, 0, 0, 0, 0].item() for level in range(5)] == said
 
 
 # -- loss --------------------------------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def test_the_planned_peak_is_that_of_the_process(preset: str, edge: int, tmp_pat
         io.write(image, tmp_path / f"{name}.nii.gz")
     out = tmp_path / "out"
     files = [str(tmp_path / f"{name}.nii.gz") for name in ("fixed", "moving")]
-    command = [sys.executable, "-m", "crossmorph.cli", "register", *files, "-o", str(out), "--preset", preset]
+    command = [sys.executable, "-m", "crossmorph", "register", *files, "-o", str(out), "--preset", preset]
     measured = subprocess.run(
         [sys.executable, "-c", PEAK.format(benchmarks=str(Path(peers.__file__).parent)), *command, "--quiet"],
         capture_output=True,

@@ -360,7 +360,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "crossmorph.cli",
+        "crossmorph",
         "train",
         "gradient-guidance",
         "synthetic",

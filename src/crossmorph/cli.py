@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -55,17 +56,17 @@ Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but the verdict is failed."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input becomes one line on stderr and exit code 2."""
-    command: Any = tyro.cli(Command, prog="crossmorph", description=DESCRIPTION, args=arguments)
     try:
+        command: Any = tyro.cli(Command, prog="crossmorph", description=DESCRIPTION, args=arguments)
         code: int = command.run()
+        sys.stdout.flush()
     except InputError as error:
         print("crossmorph:", *str(error).splitlines(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("crossmorph: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the output has gone, such as ``head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return 141
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossmorph.kernels.parallel import Flags, Floats, compiled, inlined, over_planes
+from crossmorph.kernels.parallel import Flags, Floats, Number, compiled, inlined, over_planes
 
 
 @compiled
@@ -143,7 +143,7 @@ def _distances(theta: float, offsets: Floats, x: float, y: float, out: Floats) -
 
 
 @inlined
-def _displacement(sheet: Floats, away: Floats, low: float, dk: int, offsets: Floats, out: Floats) -> None:
+def _displacement(sheet: Floats, away: Floats, low: Number, dk: int, offsets: Floats, out: Floats) -> None:
     """The first displacement of sheet ``dk`` that costs ``low``."""
     where = 0
     for d in range(sheet.size):
