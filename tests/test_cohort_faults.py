@@ -52,7 +52,7 @@ class Scans:
 
     @contextmanager
     def standing_still(self, *more: str) -> Iterator[subprocess.Popen[str]]:
-        """The command, at the moment when a worker opens the second pair; from then on the image is a file."""
+        """The command, while a worker waits for the bytes of the second image; afterwards that is a file."""
         image, kept = self.folder / "b.nii.gz", self.folder / "b.kept"
         image.rename(kept)
         os.mkfifo(image)
@@ -61,10 +61,10 @@ class Scans:
         with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=hearing) as process:
             try:
                 pipe = os.open(image, os.O_WRONLY)  # returns when the worker has opened the other end
-                kept.replace(image)
                 try:
                     yield process
                 finally:
+                    kept.replace(image)
                     os.close(pipe)
                 process.wait()
             finally:
