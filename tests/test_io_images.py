@@ -497,3 +497,17 @@ def test_real_labels_stored_as_floats(data_dir: Path) -> None:
     assert labels.dtype == np.float32
     assert not labels.data.is_floating_point()
     assert len(labels.ids) > 3
+
+
+def test_long_free_text_in_a_nrrd_header_is_read(tmp_path: Path) -> None:
+    """Only of fields that mean something must the lines be short."""
+    image, path = Image.from_array(np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.eye(4))), tmp_path / "a.nrrd"
+    io.write(image, path)
+    magic, rest = path.read_bytes().split(b"\n", 1)
+    text = b"word " * 400
+    lines = [magic, b"# " + text, b"content: " + text, b"Segment0_Terminology:=" + text, rest]
+    path.write_bytes(b"\n".join(lines))
+    assert torch.equal(io.read(path).data, image.data)
+    path.write_bytes(b"\n".join([magic, b"old min: " + text, rest]))
+    with pytest.raises(InputError, match="too long for a field"):
+        io.read(path)

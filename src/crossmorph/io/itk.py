@@ -28,7 +28,7 @@ LONGEST_LINE = 2**12
 
 LONGEST_FIELD = 512
 """Characters of a field of a NRRD header. Where ITK does not understand one it puts it into a message of its own,
-which overflows at a thousand; comments and ``key:=value`` are not put there."""
+which overflows at a thousand; comments, the free text of ``content:`` and ``key:=value`` are not put there."""
 
 WHOLE = ("NDims", "DimSize", "ElementNumberOfChannels")
 """Fields of MetaImage that are whole numbers from 1."""
@@ -169,7 +169,7 @@ def _check_nrrd(head: str) -> None:
     if head.startswith("NRRD") and "\0" in head:
         raise ValueError("its header is not text: it holds a zero before the empty line that ends it")
     for line in head.split("\n"):
-        if len(line) > LONGEST_FIELD and not re.match(r"#|[^:]{1,80}:=", line):
+        if len(line) > LONGEST_FIELD and not re.match(r"#|content: |[^:]{1,80}:=", line):
             raise ValueError(f"its header has the line {line[:80]!r}..., which is too long for a field")
     for line in re.findall(r"^sizes:(.*)$", head, re.MULTILINE | re.IGNORECASE):
         if not all(re.fullmatch(r"\d{1,10}", size) and 0 < int(size) < 2**31 for size in line.split()):
