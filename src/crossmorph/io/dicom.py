@@ -311,7 +311,7 @@ def _pixels(file: Path, head: Any) -> tuple[NDArray[Any], float, float]:
 
     try:
         pixels = np.asarray(pixel_array(file, index=getattr(head, "frame", None)), np.float32)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # what pydicom raises, itself or its NotImplementedError, without a decoder
         syntax = getattr(head.file_meta.get("TransferSyntaxUID"), "name", "unknown")
         raise InputError(
             f"{file.name} is compressed ({syntax}) and no decoder is installed; pip install pylibjpeg[all], or "

@@ -62,7 +62,9 @@ def load_weights(make: Callable[[], Network], path: Path, architecture: str) -> 
         with torch.device("meta"):
             planned = make().state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise InputError(f"{path.with_suffix('.json')} describes a network that cannot be ({error})") from error
+        raise InputError(
+            f"{path.with_suffix('.json')} describes a network that cannot be ({error}); copy both files again"
+        ) from error
     needed = {name: tuple(tensor.shape) for name, tensor in planned.items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if needed != given:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,11 +180,14 @@ def generated(settings: Training, validation: int = 4) -> Data:
     def one(generator: torch.Generator) -> Sample:
         return synthetic(shape, spacing, settings.synthesis, generator)
 
+    def held_out(number: int) -> Sample:
+        return one(seeded(settings.seed, 2, number))
+
     return Data(
         ("generated",) * settings.synthesis.pairs,
         ("generated",) * validation,
         lambda index, generator: one(generator),
-        tuple(lambda n=n: one(seeded(settings.seed, 2, n)) for n in range(validation)),  # type: ignore[misc]
+        tuple(partial(held_out, number) for number in range(validation)),
         tuple(shape),
         ((range(1, settings.synthesis.labels),) * 2,) * settings.synthesis.pairs,
     )
@@ -257,7 +260,7 @@ def _summary(rows: torch.Tensor, fabric: Fabric) -> dict[str, float]:
     """Means over the pairs of all processes, and the error that the best network is chosen by."""
     there = rows.isfinite()
     sums = torch.stack([rows.nan_to_num(0, 0, 0).sum(0), there.double().sum(0)])
-    total, count = fabric.all_reduce(sums, reduce_op="sum").cpu()  # type: ignore[union-attr]
+    total, count = fabric.all_reduce(sums, reduce_op="sum").cpu()  # type: ignore[union-attr]  # a tensor stays one
     found = {name: float(t / c) for name, t, c in zip(METRICS, total, count, strict=True) if c}
     dices = [found[name] for name in ("dice", "fixed_dice", "moving_dice") if name in found]
     error = 1 - sum(dices) / len(dices) if dices else found.get("tre_mm", found.get("loss", math.inf))
