@@ -1,6 +1,7 @@
 """Random changes of pairs by known maps, and pairs that are generated as a whole.
 
-All randomness comes from the generator that is handed in, so that a sample depends on its number alone.
+All randomness comes from the generator that is handed in, one of the processor wherever the volumes are, so that
+a sample depends on its number alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def augmented(pair: Sample, settings: Augmentation, generator: torch.Generator) 
         return pair
     pair = replace(pair, fixed_points=None, moving_points=None, truth=None)
     if max(settings.turn_deg, settings.scale, settings.shift_mm, settings.bend_mm) > 0:
-        places = displaced(random_motion(pair.grid, settings, generator))
-        last = torch.tensor(pair.moving.shape) - 1
+        places = displaced(random_motion(pair.grid, settings, generator, pair.moving.device))
+        last = torch.tensor(pair.moving.shape, device=places.device) - 1
         labels = pair.moving_labels
         pair = replace(
             pair,
@@ -42,7 +43,9 @@ def augmented(pair: Sample, settings: Augmentation, generator: torch.Generator) 
     return replace(pair, fixed=values[0], moving=values[1])
 
 
-def random_motion(grid: Grid, settings: Augmentation, generator: torch.Generator) -> torch.Tensor:
+def random_motion(
+    grid: Grid, settings: Augmentation, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """(3, I, J, K) displacement in voxels: a random affine map about the middle, and a smooth random bend."""
     turn, scale, shift = (2 * torch.rand(3, generator=generator, dtype=torch.float64) - 1 for _ in range(3))
     angle = torch.deg2rad(settings.turn_deg * turn)
@@ -50,19 +53,23 @@ def random_motion(grid: Grid, settings: Augmentation, generator: torch.Generator
     matrix = torch.linalg.matrix_exp(skew.double()) @ torch.diag(1 + settings.scale * scale)
     lines = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in grid.shape]
     axes = torch.from_numpy(np.array(grid.affine[:3, :3]))
-    away = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1) @ axes.T  # mm from the middle
-    moved = away @ (matrix - torch.eye(3)).T + settings.shift_mm * shift
-    field: torch.Tensor = (moved @ torch.linalg.inv(axes).T).permute(3, 0, 1, 2).float()
+    linear = torch.linalg.inv(axes) @ (matrix - torch.eye(3)) @ axes  # of voxels from the middle
+    away = torch.stack(torch.meshgrid(*lines, indexing="ij")).to(device)
+    moved = torch.einsum("ab,bijk->aijk", linear.to(device), away)
+    step = (torch.linalg.inv(axes) @ (settings.shift_mm * shift)).to(device)
+    field: torch.Tensor = (moved + step[:, None, None, None]).float()
     if settings.bend_mm:
-        field = field + random_bend(grid, settings.bend_mm, generator)
+        field = field + random_bend(grid, settings.bend_mm, generator, device)
     return field
 
 
-def random_bend(grid: Grid, length_mm: float, generator: torch.Generator) -> torch.Tensor:
+def random_bend(
+    grid: Grid, length_mm: float, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """(3, I, J, K) smooth displacement in voxels, ``length_mm`` long on average, with no fold."""
     coarse = [max(4, round(4 * n / max(grid.shape))) for n in grid.shape]
-    field = _smooth_noise(3, coarse, grid.shape, generator)
-    mm = torch.einsum("ab,bijk->aijk", torch.from_numpy(np.array(grid.affine[:3, :3])).float(), field)
+    field = _smooth_noise(3, coarse, grid.shape, generator, device)
+    mm = torch.einsum("ab,bijk->aijk", torch.from_numpy(np.array(grid.affine[:3, :3])).to(field), field)
     field = field * (length_mm / mm.norm(dim=0).mean().clamp_min(1e-6))
     inner = [n - 1 for n in grid.shape]
     slopes = [field.diff(dim=axis).abs()[:, : inner[0], : inner[1], : inner[2]] for axis in (1, 2, 3)]
@@ -72,10 +79,14 @@ def random_bend(grid: Grid, length_mm: float, generator: torch.Generator) -> tor
 
 
 def _smooth_noise(
-    channels: int, coarse: Sequence[int], shape: Sequence[int], generator: torch.Generator
+    channels: int,
+    coarse: Sequence[int],
+    shape: Sequence[int],
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """(C, I, J, K) of a standard deviation near 1, smooth between ``coarse`` random values along each axis."""
-    noise = torch.randn(1, channels, *coarse, generator=generator)
+    noise = torch.randn(1, channels, *coarse, generator=generator).to(device)
     fine = F.interpolate(noise, tuple(shape), mode="trilinear", align_corners=False)[0]
     sigmas = [0.5 * n / m for n, m in zip(shape, coarse, strict=True)]
     fine = gaussian(fine, sigmas)
@@ -88,7 +99,7 @@ def _recoloured(values: torch.Tensor, settings: Augmentation, generator: torch.G
         exponent = float(torch.randn(1, generator=generator)) * settings.contrast
         values = values.pow(float(np.exp(exponent)))
     if settings.noise:
-        values = values + settings.noise * torch.randn(values.shape, generator=generator)
+        values = values + settings.noise * torch.randn(values.shape, generator=generator).to(values)
     return values.clamp(0, 1)
 
 

@@ -96,7 +96,7 @@ def train_registration(
     def batch_at(step: int, labelled: bool) -> Batch:
         among = known if labelled else range(len(data.names))
         numbers = _numbers(step, settings, fabric)
-        return Batch.of([_at(number, settings, data, among) for number in numbers], fabric.device)
+        return Batch.of([_at(number, settings, data, among, fabric.device) for number in numbers])
 
     def batch_loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
         batch = batch_at(step, False)
@@ -217,14 +217,16 @@ def _index(number: int, settings: Training, among: Sequence[int]) -> int:
     return among[_order(settings.seed, epoch, len(among))[place]]
 
 
-def _at(number: int, settings: Training, data: Data, among: Sequence[int]) -> Sample:
+def _at(
+    number: int, settings: Training, data: Data, among: Sequence[int], device: torch.device | str = "cpu"
+) -> Sample:
     """The sample of a number: pair, partner and changes follow from the number and the seed alone."""
     generator = seeded(settings.seed, 1, number)
     if float(torch.rand(1, generator=generator)) < settings.synthesis.share:
         spacing = settings.preprocessing.spacing_mm
-        return synthetic(data.shape, spacing, settings.synthesis, generator)
+        return synthetic(data.shape, spacing, settings.synthesis, generator).to(device)
     pair = data.sample(_index(number, settings, among), generator)
-    pair = augmented(pair, settings.augmentation, generator)
+    pair = augmented(pair.to(device), settings.augmentation, generator)
     return pair.padded(data.shape) if settings.batch > 1 else pair
 
 

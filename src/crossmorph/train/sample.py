@@ -40,6 +40,15 @@ class Sample:
     moving_points: torch.Tensor | None = None
     truth: torch.Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Sample:
+        """The pair with its volumes on a device."""
+        volumes = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor) and not field.name.endswith("points")
+        }
+        return replace(self, **volumes)  # type: ignore[arg-type]
+
     def padded(self, shape: Sequence[int]) -> Sample:
         """The pair with voxels added at the high faces; they are not valid and repeat the border."""
         if tuple(self.fixed.shape) == tuple(shape):
