@@ -45,8 +45,9 @@ class TrainDisa:
     unseen: str | None = None
     """Regular expression: keep these subjects for validation. Default: the last tenth by name, at least one."""
 
-    schedule: Literal["paper", "cpu"] = "paper"
-    """paper: as published, for a GPU-sized effort. cpu: a reduced schedule, about an hour on one core."""
+    schedule: Literal["paper", "gpu", "cpu"] = "paper"
+    """paper: as published, for hours of a GPU. Reduced schedules: gpu, some minutes of one; cpu, about an hour
+    on one core."""
 
     steps: int | None = None
     """Optimiser steps in place of the schedule's."""
