@@ -77,11 +77,15 @@ def cost_volume_reference(
     if valid is not None:
         outside = expected_cost(fixed, moving, *valid) if unknown is None else unknown
         seen = F.pad(valid[1], (half_width,) * 6)
-    costs = torch.empty((stop - start, *shape[1:], (2 * half_width + 1) ** 3), device=fixed.device)
-    for number, (i, j, k) in enumerate((offsets(half_width) + half_width).int().tolist()):
-        window = (slice(low + i, high + i), slice(j, j + shape[1]), slice(k, k + shape[2]))
-        cost = ((here - padded[(slice(None), *window)]) ** 2).sum(0)
+    side = 2 * half_width + 1
+    costs = torch.empty((stop - start, *shape[1:], side**3), device=fixed.device)
+    for number, (k, j) in enumerate(np.ndindex(side, side)):  # all displacements along the first axis at once
+        window = (slice(low, high + side - 1), slice(j, j + shape[1]), slice(k, k + shape[2]))
+        moved = padded[(slice(None), *window)].unfold(1, high - low, 1).movedim(-1, 2)
+        cost = ((here[:, None] - moved) ** 2).sum(0)
         if valid is not None:
-            cost = torch.where(valid[0][low:high] & seen[window], cost, outside)
-        costs[..., number] = smooth_twice(cost[None], counted)[0, start - low : stop - low]
+            known = valid[0][low:high] & seen[window].unfold(0, high - low, 1).movedim(-1, 1)
+            cost = torch.where(known, cost, outside)
+        smoothed = smooth_twice(cost, counted)[:, start - low :][:, : stop - start]
+        costs[..., number * side : (number + 1) * side] = smoothed.movedim(0, -1)
     return costs

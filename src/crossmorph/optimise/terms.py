@@ -48,9 +48,18 @@ def folding(field: torch.Tensor, floor: float = 0.3) -> torch.Tensor:
     for i, j, k in np.ndindex(2, 2, 2):
         ii, jj, kk = (slice(s, s + n) for s, n in zip((i, j, k), shape, strict=True))
         columns = [steps[0][:, :, jj, kk], steps[1][:, ii, :, kk], steps[2][:, ii, jj, :]]
-        matrix = torch.stack(columns, -1).permute(1, 2, 3, 0, 4) + torch.eye(3, device=field.device)
-        parts.append((F.relu(floor - torch.linalg.det(matrix)) ** 2).mean())
+        parts.append((F.relu(floor - _determinant(*columns)) ** 2).mean())
     return torch.stack(parts).mean()
+
+
+def _determinant(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """That of the unit matrix and columns (3, I, J, K) added to it: as a product written out, not by elimination."""
+    a, b, c = (1 + x[0], x[1], x[2]), (y[0], 1 + y[1], y[2]), (z[0], z[1], 1 + z[2])
+    return (
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        - a[1] * (b[0] * c[2] - b[2] * c[0])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )
 
 
 def regularity(
@@ -67,17 +76,19 @@ def regularity(
     """
     change = field if anchor is None else field - anchor
     if field.is_cuda:
-        first, pull = with_gradient(lambda u: smoothness * diffusion(u), change)
-        second, push = with_gradient(lambda u: fold_weight * folding(u, floor), field)
-        return first + second, pull + push if onto is None else onto.add_(pull + push)
+        total, gradient = with_gradient(lambda u: smoothness * diffusion(u), change)
+        if fold_weight:
+            value, push = with_gradient(lambda u: fold_weight * folding(u, floor), field)
+            total, gradient = total + value, gradient + push
+        return total, gradient if onto is None else onto.add_(gradient)
     from crossmorph.kernels import field as kernels
 
     array = field.contiguous().numpy()
-    gradient = np.zeros_like(array) if onto is None else onto.numpy()
-    total = kernels.diffusion(change.contiguous().numpy(), smoothness, gradient)
+    sums = np.zeros_like(array) if onto is None else onto.numpy()
+    total = kernels.diffusion(change.contiguous().numpy(), smoothness, sums)
     if fold_weight and min(array.shape[1:]) > 1:
-        total += kernels.folding(array, floor, fold_weight, gradient)
-    return total, torch.from_numpy(gradient)
+        total += kernels.folding(array, floor, fold_weight, sums)
+    return total, torch.from_numpy(sums)
 
 
 def smooth(field: torch.Tensor, passes: int, repeat: bool = True) -> torch.Tensor:
@@ -367,14 +378,10 @@ def valid_cells(valid: torch.Tensor) -> torch.Tensor:
 
 def in_view(places: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """True where all voxels around a place (..., 3) exist and are valid."""
-    size = torch.tensor(valid.shape, device=places.device)
-    inside = ((places >= 0) & (places <= size - 1)).all(-1)
-    low = places.detach().clamp_min(0).long().minimum((size - 2).clamp_min(0))
-    seen = torch.ones_like(inside)
-    for corner in np.ndindex(2, 2, 2):
-        i, j, k = (low + torch.tensor(corner, device=low.device)).minimum(size - 1).unbind(-1)
-        seen &= valid[i, j, k]
-    return inside & seen
+    last = places.new_tensor(valid.shape) - 1
+    inside = ((places >= 0) & (places <= last)).all(-1)
+    i, j, k = places.detach().clamp_min(0).minimum((last - 1).clamp_min(0)).long().unbind(-1)
+    return inside & valid_cells(valid)[i, j, k]
 
 
 def _zero_bordered(volume: torch.Tensor) -> torch.Tensor:

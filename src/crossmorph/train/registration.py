@@ -96,7 +96,8 @@ def train_registration(
     def batch_at(step: int, labelled: bool) -> Batch:
         among = known if labelled else range(len(data.names))
         numbers = _numbers(step, settings, fabric)
-        return Batch.of([_at(number, settings, data, among, fabric.device) for number in numbers])
+        samples = [_at(number, settings, data, among, fabric.device) for number in numbers]
+        return Batch.of(samples, fabric.device)
 
     def batch_loss(model: torch.nn.Module, generator: torch.Generator, step: int) -> torch.Tensor:
         batch = batch_at(step, False)
