@@ -288,8 +288,14 @@ def augmented(patch: torch.Tensor, settings: DisaTraining, generator: torch.Gene
         patch = remapped(patch, generator)
     low, high = settings.scale
     scaled: torch.Tensor = patch * (low + (high - low) * factor) * (-1 if sign < settings.sign else 1) + shift
-    noise = torch.randn(patch.shape, generator=generator).to(patch.device)
-    return scaled + settings.noise * noise
+    return scaled + settings.noise * noise(patch, generator)
+
+
+def noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers of deviation 1, drawn where ``like`` lies; on the processor they take longer than a step."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    own = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=own, device=like.device)
 
 
 def remapped(patch: torch.Tensor, generator: torch.Generator, knots: int = 7) -> torch.Tensor:
