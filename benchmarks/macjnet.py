@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from crossmorph.resample import resample_labels, sample
 from crossmorph.settings import Preprocessing
 from crossmorph.systems.learned import load_trained, prepared
 from crossmorph.systems.macjnet import JointNetwork, network, turns
-from crossmorph.train.loop import LAST, STATE, Task, fit
+from crossmorph.train.loop import LAST, STATE, Task, fit, start_fabric
 from crossmorph.train.losses import seen_by_both
 from crossmorph.train.registration import measured, seeded
 from crossmorph.train.sample import Batch, Sample
@@ -53,31 +54,35 @@ NEW = range(1000, 1006)
 WEIGHTS = {"mi": 0.04, "mind": 0.2, "macmind": 0.6}
 """Of each similarity: the one by which ``macjnet_loss.py`` meets the landmarks of two other pairs best."""
 
-KNOWN = 2
-"""Labelled pairs of the main rows."""
+KNOWN = 30
+"""Share of labelled pairs of the main rows, in percent."""
 
 LABEL_WEIGHT = 0.06
 """A tenth of that of macMIND, as published."""
 
+UNTRAINED = ("rigid", "elastix")
 METHODS = {
     "rigid": "rigid",
     "elastix": "elastix",
     "VoxelMorph": "vm",
     "LapIRN": "macmind",
-    "macJNet": "macmind-2",
+    "macJNet": f"macmind-{KNOWN}",
 }
 COMPARED = {
     "MI": "mi",
     "MIND": "mind",
     "macMIND": "macmind",
-    "MI, joint": "mi-2",
-    "MIND, joint": "mind-2",
-    "macMIND, joint": "macmind-2",
+    "MI, joint": f"mi-{KNOWN}",
+    "MIND, joint": f"mind-{KNOWN}",
+    "macMIND, joint": f"macmind-{KNOWN}",
 }
-LABELLED = {f"{known} of 8": f"macmind-{known}" if known else "macmind" for known in (0, 1, 2, 8)}
-SEGMENTING = {"alone": "labels-2", **{f"joint, {name}": f"{name}-2" for name in ("mi", "mind", "macmind")}}
-"""Names in the tables and rows: SIMILARITY without labels, SIMILARITY-N joint with N labelled pairs, labels-N
-segmenters alone."""
+LABELLED = {f"{share} %": f"macmind-{share}" if share else "macmind" for share in (0, 5, 10, 30, 100)}
+SEGMENTING = {
+    "alone": f"labels-{KNOWN}",
+    **{f"joint, {name}": f"{name}-{KNOWN}" for name in ("mi", "mind", "macmind")},
+}
+"""Names in the tables and rows: SIMILARITY without labels, SIMILARITY-N joint with N percent of the pairs labelled
+and labels-N segmenters alone."""
 
 NUMBERS = {
     "tre_mm": "TRE mm",
@@ -123,7 +128,7 @@ class Benchmark:
     vm: int = 120
     """Steps of VoxelMorph, which has no coarse level: about as many processor seconds."""
 
-    pairs: int = 8
+    pairs: int = 20
     """Training pairs."""
 
     shape: tuple[int, int, int] = (32, 32, 32)
@@ -141,6 +146,12 @@ class Benchmark:
     stages: int = 4
     """Of the segmenters."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; tests run on the processor."""
+
+    train_only: bool = False
+    """Stop after the trainings, as where there is no elastix to compare with."""
+
     update_readme: bool = False
     """Write the tables into README.md beside this script."""
 
@@ -148,10 +159,16 @@ class Benchmark:
         """All of it; the rows of the first tables first."""
         torch.set_num_threads(1)
         self.output.mkdir(parents=True, exist_ok=True)
-        found = {}
-        for row in dict.fromkeys(
+        rows = dict.fromkeys(
             [*COMPARED.values(), *SEGMENTING.values(), *reversed(METHODS.values()), *LABELLED.values()]
-        ):
+        )
+        if self.train_only:
+            for row in rows:
+                if row not in UNTRAINED:
+                    self._trained(row)
+            return
+        found = {}
+        for row in rows:
             path = self.output / f"{row}.json"
             if not path.is_file():
                 path.write_text(json.dumps(self._tested(row)))
@@ -185,8 +202,8 @@ class Benchmark:
         if row == "vm":
             settings = replace(self._settings(pretrain=self.vm), registration="vm")
             return self._fitted(row, network(settings), settings, 0, ("registration",))
-        similarity, _, labelled = row.partition("-")
-        known = int(labelled or 0)
+        similarity = row.partition("-")[0]
+        known = self._known(row)
         if similarity == "labels":
             begun = self._segmenters(known)
             settings = replace(self._settings(known=known), joint=False)
@@ -198,6 +215,10 @@ class Benchmark:
             settings = replace(settings, label_weight=LABEL_WEIGHT)
             begun = JointNetwork(begun.registration, dict(self._segmenters(known).segmenters))
         return self._fitted(row, begun, settings, known, ("registration", "segmentation"))
+
+    def _known(self, row: str) -> int:
+        """Labelled pairs of a row."""
+        return round(self.pairs * int(row.partition("-")[2] or 0) / 100)
 
     def _segmenters(self, known: int) -> JointNetwork:
         """Segmenters that have learnt alone."""
@@ -218,7 +239,8 @@ class Benchmark:
             epoch, place = divmod(step, among)
             index = int(torch.randperm(among, generator=seeded(settings.seed, epoch))[place])
             pair = self._pair(index)
-            return Batch.of([pair if index < known else replace(pair, fixed_labels=None, moving_labels=None)])
+            pair = pair if index < known else replace(pair, fixed_labels=None, moving_labels=None)
+            return Batch.of([pair], self.device)
 
         task = Task(
             start,
@@ -229,7 +251,8 @@ class Benchmark:
             {"preprocessing": asdict(settings.preprocessing)},
         )
         resume = (folder / STATE).is_file()
-        fit(task, folder, settings.steps, settings.seed, resume, settings.steps, 10, save_seconds=60)
+        fabric = start_fabric(self.device)
+        fit(task, folder, settings.steps, settings.seed, resume, settings.steps, 10, 60.0, fabric=fabric)
         trained = load_trained("macjnet", folder / LAST).network
         assert isinstance(trained, JointNetwork)
         return trained
@@ -242,8 +265,8 @@ class Benchmark:
 
     def _tested(self, row: str) -> dict[str, list[float]]:
         """By name, a number for each pair; of the liver where the main rows have no labels."""
-        trained = None if row in ("rigid", "elastix") else self._trained(row)
-        known = int(row.partition("-")[2] or 0)
+        trained = None if row in UNTRAINED else self._trained(row)
+        known = self._known(row)
         found: dict[str, list[float]] = {}
         for seed in (*range(self.pairs), *NEW):
             pair, seconds = self._pair(seed), 0.0
@@ -257,7 +280,7 @@ class Benchmark:
                 new = trained is not None and bool(trained.segmenters)
                 scores = {"new_mm": scores["tre_mm"]} if row != "elastix" else {}
                 scores |= segmentation_scores(trained, pair) if new and trained is not None else {}
-            elif seed < max(known, KNOWN):
+            elif seed < max(known, self._known(f"-{KNOWN}")):
                 scores = {name: value for name, value in scores.items() if name not in ("liver", "hd95_mm")}
             for name, value in scores.items():
                 found.setdefault(name, []).append(value)
