@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from crossmorph.device import constants
 from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.space import FACE, Grid, inside
@@ -25,6 +26,9 @@ Mode = Literal["linear", "nearest", "cubic"]
 
 BLOCK = 2**18
 """Points handled at once; bounds the memory of temporaries to about 100 MB."""
+
+ON_GPU = 2**22
+"""The same on a GPU, where every piece costs some microseconds."""
 
 SUPPORTED = 0.999
 """Weight of valid voxels from which an interpolated value counts as valid."""
@@ -65,7 +69,8 @@ def sample(data: torch.Tensor, voxels: torch.Tensor, mode: Mode = "linear", fill
         InputError: unknown mode.
     """
     points, at = voxels.reshape(-1, 3), _sampler(data, mode)
-    parts = [at(points[start : start + BLOCK], fill) for start in range(0, max(len(points), 1), BLOCK)]
+    block = BLOCK if points.device.type == "cpu" else ON_GPU
+    parts = [at(points[start : start + block], fill) for start in range(0, max(len(points), 1), block)]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return joined.reshape(data.shape[0], *voxels.shape[:-1])
 
@@ -101,7 +106,7 @@ def _linear_torch(data: torch.Tensor, voxels: torch.Tensor) -> torch.Tensor:
     result = data.dtype
     if result != exact and len(voxels):
         data, voxels = _window(data, voxels)
-    last = voxels.new_tensor(data.shape[1:], dtype=exact) - 1
+    last = constants([n - 1 for n in data.shape[1:]], voxels, exact)
     relative = (voxels.to(exact) * 2 - last) / last.clamp(min=1)
     relative = torch.nan_to_num(relative).flip(-1)[None, None, None]
     values = grid_sample(data[None].to(exact), relative, padding_mode="border", align_corners=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from crossmorph.device import constants
 from crossmorph.optimise.terms import displaced, released_stretch
 from crossmorph.resample import sample
 
@@ -42,8 +43,8 @@ def _warp(values: torch.Tensor, field: torch.Tensor, scale: torch.Tensor, zeros:
     places = displaced(field, scale)
     if zeros:
         return sample(torch.nn.functional.pad(values, (1,) * 6), places + 1)
-    size = torch.tensor(values.shape[1:], device=places.device)
-    return sample(values, places.clamp_min(0).minimum(size - 1))
+    last = constants([n - 1 for n in values.shape[1:]], places)
+    return sample(values, places.clamp_min(0).minimum(last))
 
 
 def warp(values: torch.Tensor, field: torch.Tensor) -> torch.Tensor:

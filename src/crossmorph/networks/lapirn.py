@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from crossmorph.device import constants
 from crossmorph.errors import InputError
 from crossmorph.networks.convolution import Convolution, exact, standardised
 from crossmorph.networks.pyramid import exponential
@@ -166,7 +167,7 @@ class LapIRN(nn.Module):
             return self._kept(level, torch.cat([moving, fixed], 1))
         flow, total = self._flow(total), doubled(total)
         growth = [self._unit(2 * n) / self._unit(n) for n in flow.shape[2:]]
-        warped = warp(moving, doubled(flow) * flow.new_tensor(growth)[:, None, None, None])
+        warped = warp(moving, doubled(flow) * constants(growth, flow)[:, None, None, None])
         field, embedding = self._kept(level, torch.cat([warped, fixed, total], 1), embedding)
         return field + total, embedding
 
@@ -185,7 +186,7 @@ class LapIRN(nn.Module):
         return (size - 1) / 2 if self.reproduce else size / 2
 
     def _voxels(self, field: torch.Tensor) -> torch.Tensor:
-        units = field.new_tensor([self._unit(n) for n in field.shape[2:]])
+        units = constants([self._unit(n) for n in field.shape[2:]], field)
         return field * units[:, None, None, None]
 
     def _flow(self, field: torch.Tensor) -> torch.Tensor:
@@ -221,7 +222,7 @@ def compared(
         fixed, moving = pooled(fixed, reproduce), pooled(moving, reproduce)
     if not reproduce:
         return fixed, warp(moving, flow)
-    last = torch.tensor(whole.shape[2:], device=flow.device) - 1
-    stretch = last / (torch.tensor(flow.shape[2:], device=flow.device) - 1)
+    last, ends = (constants([n - 1 for n in volumes.shape[2:]], flow) for volumes in (whole, flow))
+    stretch = last / ends
     places = [(stretch * displaced(field)).clamp_min(0).minimum(last) for field in flow]
     return fixed, torch.stack([sample(volume, place) for volume, place in zip(whole, places, strict=True)])

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from crossmorph.device import constants
 from crossmorph.errors import InputError
 from crossmorph.networks.bilateral import Bilateral
 from crossmorph.networks.convolution import Convolution
@@ -213,7 +214,7 @@ class Pyramid(nn.Module):
         growth = [2.0] * 3
         if not self.reproduce:
             growth = [(n - 1) / (m - 1) if m > 1 else 2.0 for n, m in zip(shape, field.shape[2:], strict=True)]
-        return fine * fine.new_tensor(growth)[:, None, None, None]
+        return fine * constants(growth, fine)[:, None, None, None]
 
 
 def halved(volumes: torch.Tensor) -> torch.Tensor:

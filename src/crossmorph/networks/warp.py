@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from crossmorph.device import constants
 from crossmorph.optimise.terms import displaced
 from crossmorph.resample import sample
 
@@ -20,7 +21,7 @@ def warp(volumes: torch.Tensor, displacements: torch.Tensor, zeros: bool = False
     Returns:
         (N, C, I, J, K) float32.
     """
-    last = torch.tensor(volumes.shape[2:], device=volumes.device) - 1
+    last = constants([n - 1 for n in volumes.shape[2:]], volumes, torch.float32)
     drawn = []
     for volume, field in zip(volumes.float(), displacements.float(), strict=True):
         places = displaced(field)

@@ -33,14 +33,14 @@ def resize(field: torch.Tensor, shape: Sequence[int], scaled: bool = True) -> to
         from crossmorph.kernels.axes import along_axes
 
         new = along_axes(field.float(), _bands(tuple(field.shape[1:]), tuple(shape)))
-    return new * _ratio(field.shape[1:], shape).to(new) if scaled else new
+    return new * _ratio(field.shape[1:], shape).to(new, non_blocking=True) if scaled else new
 
 
 def resize_back(gradient: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """The adjoint of ``resize``, scaled: from a gradient on the finer grid to that on the grid of ``shape``."""
     if tuple(gradient.shape[1:]) == tuple(shape):
         return gradient
-    gradient = gradient * _ratio(shape, gradient.shape[1:]).to(gradient)
+    gradient = gradient * _ratio(shape, gradient.shape[1:]).to(gradient, non_blocking=True)
     if gradient.is_cuda:
         field = gradient.new_zeros((1, 3, *shape), requires_grad=True)
         with torch.enable_grad():

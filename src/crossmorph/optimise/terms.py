@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
+from crossmorph.device import constants
 from crossmorph.optimise.linear import Similarity
 from crossmorph.optimise.similarity import BINS, mutual_information
 from crossmorph.resample import sample
@@ -265,8 +266,8 @@ class LocalCorrelation:
     def value(self, field: torch.Tensor) -> torch.Tensor:
         """The same value, differentiable, in plain torch."""
         places = displaced(field)
-        size = torch.tensor(self.moving.shape, device=places.device)
-        moved = sample(self.moving[None], places.clamp_min(0).minimum(size - 1))[0]
+        last = constants([n - 1 for n in self.moving.shape], places)
+        moved = sample(self.moving[None], places.clamp_min(0).minimum(last))[0]
         seen = in_view(places, self.moving_valid)
         moved = torch.where(seen, moved, moved.detach())
 
@@ -365,7 +366,7 @@ def displaced(field: torch.Tensor, scale: torch.Tensor | None = None) -> torch.T
     lines = [torch.arange(n, device=field.device, dtype=field.dtype) for n in field.shape[1:]]
     identity = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
     step = field.permute(1, 2, 3, 0)
-    return identity + (step if scale is None else step * scale.to(step))
+    return identity + (step if scale is None else step * scale.to(step, non_blocking=True))
 
 
 def valid_cells(valid: torch.Tensor) -> torch.Tensor:
@@ -378,9 +379,9 @@ def valid_cells(valid: torch.Tensor) -> torch.Tensor:
 
 def in_view(places: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """True where all voxels around a place (..., 3) exist and are valid."""
-    last = places.new_tensor(valid.shape) - 1
+    last, before = (constants([max(n - less, 0) for n in valid.shape], places) for less in (1, 2))
     inside = ((places >= 0) & (places <= last)).all(-1)
-    i, j, k = places.detach().clamp_min(0).minimum((last - 1).clamp_min(0)).long().unbind(-1)
+    i, j, k = places.detach().clamp_min(0).minimum(before).long().unbind(-1)
     return inside & valid_cells(valid)[i, j, k]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from crossmorph.device import constants
 from crossmorph.optimise.terms import displaced, in_view
 from crossmorph.preprocess import normalised
 from crossmorph.resample import gaussian, sample
@@ -31,7 +32,7 @@ def augmented(pair: Sample, settings: Augmentation, generator: torch.Generator) 
     pair = replace(pair, fixed_points=None, moving_points=None, truth=None)
     if max(settings.turn_deg, settings.scale, settings.shift_mm, settings.bend_mm) > 0:
         places = displaced(random_motion(pair.grid, settings, generator, pair.moving.device))
-        last = torch.tensor(pair.moving.shape, device=places.device) - 1
+        last = constants([n - 1 for n in pair.moving.shape], places)
         labels = pair.moving_labels
         pair = replace(
             pair,

@@ -300,12 +300,12 @@ def noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def remapped(patch: torch.Tensor, generator: torch.Generator, knots: int = 7) -> torch.Tensor:
     """Values through a random broken line from -3 to 3, brought back to the deviation they had."""
-    heights = 1.5 * torch.randn(knots, generator=generator).to(patch.device)
+    heights = 1.5 * torch.randn(knots, generator=generator).to(patch.device, non_blocking=True)
     place = ((patch.clamp(-2.999, 2.999) + 3) / 6) * (knots - 1)
     below = place.floor().long()
     curve = torch.lerp(heights[below], heights[below + 1], place - below)
     before, after = patch.std(), curve.std()
-    return curve if after < 1e-3 else (curve - curve.mean()) * (before / after)
+    return torch.where(after < 1e-3, curve, (curve - curve.mean()) * (before / after))
 
 
 def chosen_places(count: int, settings: DisaTraining, generator: torch.Generator) -> torch.Tensor:

@@ -131,7 +131,8 @@ def cut_turned(volume: Volume, centre: torch.Tensor, turn: torch.Tensor, size: i
     values = volume.values[None]
     line = torch.arange(size, dtype=torch.float32, device=values.device) - size // 2
     steps = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
-    return sample(values, steps @ turn.T.to(steps) + centre.to(steps))[0]
+    turn, centre = (numbers.to(steps, non_blocking=True) for numbers in (turn, centre))
+    return sample(values, steps @ turn.T + centre)[0]
 
 
 def random_turn(generator: torch.Generator) -> torch.Tensor:
