@@ -1,6 +1,6 @@
 """The dual branch with gradient guidance against what its paper compares it with, FLAIR to T1 of other subjects.
 
-python benchmarks/gradient_guidance.py OUT [--steps 300] [--pairs 26] [--syn 6]
+python benchmarks/gradient_guidance.py OUT [--steps 1500] [--pairs 26] [--syn 6]
 
 Six subjects of ``nichart`` are trained on (27 ordered pairs, 3 more to choose weights by), the other two are
 tested on: pairs among all that touch them. Every method has the same pairs, steps and settings. All begin from
@@ -49,7 +49,7 @@ METHODS = {"vm": "VM", "vm-concat": "VM(concat)", "average": "average", "gated":
 CONFIG = """network = "{network}"
 version = "vm1"
 steps = {steps}
-rate = 2e-3
+rate = 1e-3
 schedule = "cosine"
 clip = 1.0
 precision = "bf16"
@@ -58,6 +58,12 @@ similarity = "ssc"
 alpha = 0.5
 beta = 2.0
 gamma = 4.0
+
+[augmentation]
+turn_deg = 3
+scale = 0.03
+shift_mm = 2
+bend_mm = 2
 
 [preprocessing]
 spacing_mm = {spacing_mm}
@@ -94,10 +100,10 @@ class Benchmark:
     output: Positional[Path]
     """Folder for trainings and results."""
 
-    steps: int = 300
+    steps: int = 1500
     """Optimiser steps of each method."""
 
-    spacing_mm: float = 3.5
+    spacing_mm: float = 2.0
     """Voxels that the networks see."""
 
     pairs: int = 26

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -45,12 +46,20 @@ def children_timed(work: Callable[[], object]) -> float:
 
 
 def train(system: str, table: Path, folder: Path, config: str, cache: Path) -> None:
-    """Train to the end, from where an earlier run was stopped."""
+    """Train to the end, from where an earlier run was stopped; weights of the last step are all that is needed."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "config.toml"
     settings.write_text(config)
+    if finished(folder, tomllib.loads(config)["steps"]):
+        return
     command = [sys.executable, "-m", "crossmorph", "train", system, str(table), "-o", str(folder)]
     subprocess.run([*command, "--config", str(settings), "--cache", str(cache), "--resume", "--quiet"], check=True)
+
+
+def finished(folder: Path, steps: int) -> bool:
+    """Whether a folder has the weights after so many steps."""
+    last = folder / "last.json"
+    return last.is_file() and json.loads(last.read_text())["metrics"]["step"] == steps
 
 
 def syn(fixed: Path, moving: Path, output: Path, options: Sequence[str]) -> tuple[Transform, float]:

@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from learned import HERE, PEERS, children_timed, timed
+from learned import HERE, PEERS, children_timed, finished, timed
 from tables import update_section
 from tyro.conf import Positional
 
@@ -198,7 +198,14 @@ class Benchmark:
         )
 
     def _trained(self, row: str) -> JointNetwork:
-        """The networks of a row after its last step."""
+        """The networks of a row after its last step; its weights are all that is needed where they are there."""
+        if not finished(self.output / row, self.vm if row == "vm" else self.steps):
+            self._train(row)
+        trained = load_trained("macjnet", self.output / row / LAST).network
+        assert isinstance(trained, JointNetwork)
+        return trained
+
+    def _train(self, row: str) -> JointNetwork:
         if row == "vm":
             settings = replace(self._settings(pretrain=self.vm), registration="vm")
             return self._fitted(row, network(settings), settings, 0, ("registration",))
