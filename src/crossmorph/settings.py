@@ -186,7 +186,8 @@ class Learned:
     """The linear stage before."""
 
     refine: int = 0
-    """Adam steps on the pair itself after the network, by MIND-SSC as in MCBO; 0 for none."""
+    """Adam steps on the pair itself after the network, as in MCBO: by MIND-SSC, for LUMIR by local correlation; 0
+    for none."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Training and use prepare a pair by the same function, with the settings that the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
 }
 """By system: the network of a training's settings. It maps fixed and moving (N, 1, I, J, K) to tensors by name, of
 which ``displacement`` (N, 3, I, J, K) float32 is in voxels along i, j, k, from fixed to moving."""
+
+REFINEMENTS = {"lumir": Refinement(level=1, smoothness=0.3, anchored=True, similarity="lncc")}
+"""By system: the refinement on the pair itself, where it is not by MIND-SSC at half the network's resolution. Images
+of one modality have detail in common that MIND-SSC would take back."""
 
 WEIGHTS = "weights.safetensors"
 
@@ -176,5 +180,7 @@ def displacement(
     journal.note("weights", kept)
     if settings.refine:
         with journal.stage("refine"):
-            field = refined_on_pair(first, second, field, Refinement(iterations=settings.refine), journal)
+            stage = REFINEMENTS.get(trained.about["architecture"], Refinement())
+            stage = replace(stage, iterations=settings.refine)
+            field = refined_on_pair(first, second, field, stage, journal)
     return grid, Pair(first, second), field
