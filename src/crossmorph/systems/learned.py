@@ -37,7 +37,7 @@ NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
 which ``displacement`` (N, 3, I, J, K) float32 is in voxels along i, j, k, from fixed to moving."""
 
 REFINEMENTS = {"lumir": Refinement(level=1, smoothness=0.3, anchored=True, similarity="lncc")}
-"""By system: the refinement on the pair itself, where it is not by MIND-SSC at half the network's resolution. Images
+"""By system: the refinement on the pair itself, where it is not by MIND-SSC at half the resolution. Images
 of one modality have detail in common that MIND-SSC would take back."""
 
 WEIGHTS = "weights.safetensors"
