@@ -16,6 +16,7 @@ from crossmorph.errors import InputError
 from crossmorph.image import Image, Labels
 from crossmorph.optimise.field import resize
 from crossmorph.optimise.landmarks import Landmarks, OnGrid
+from crossmorph.optimise.terms import lengths
 from crossmorph.plan import Plan, fitted, out_of_memory, smaller, unlimited
 from crossmorph.points import Points
 from crossmorph.preprocess import foreground, normalised, onto
@@ -413,8 +414,8 @@ def faded_field(field: torch.Tensor, grid: Grid) -> DisplacementField:
     cells = grid.resized(field.shape[1:])
     to_mm = torch.from_numpy(cells.affine[:3, :3].copy()).float()
     millimetres = torch.einsum("ab,bijk->aijk", to_mm, field)
-    lengths = millimetres.norm(dim=0)
-    margin_mm = 2 * max(float(lengths.movedim(axis, 0)[[0, -1]].max()) for axis in range(3))
+    long = lengths(millimetres)
+    margin_mm = 2 * max(float(long.movedim(axis, 0)[[0, -1]].max()) for axis in range(3))
     wide = np.prod(np.asarray(cells.shape) + 2 * (margin_mm / cells.spacing + 1))
     if wide > MAX_FIELD_VOXELS:
         shape = np.maximum(np.floor(np.asarray(cells.shape) * (MAX_FIELD_VOXELS / wide) ** (1 / 3)), 1).astype(int)

@@ -20,6 +20,7 @@ from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.files import RECORD, atomic_directory
 from crossmorph.image import Image, Labels
 from crossmorph.match.recheck import recheck
+from crossmorph.optimise.terms import lengths
 from crossmorph.preprocess import MIN_VOXELS
 from crossmorph.record import Journal, file_hash, machine, versions
 from crossmorph.resample import blurred_like, downsample, resample, world_blocks
@@ -138,7 +139,7 @@ class Result:
             pair.moving.name: recheck(_at_most(pair.fixed, SCORE_VOXELS), pair.moving, self.transform)
             for pair in self.frames
         }
-        length = dense.displacements(coarse).norm(dim=0)[fixed.valid] if dense else torch.zeros(1)
+        length = lengths(dense.displacements(coarse))[fixed.valid] if dense else torch.zeros(1)
         return {
             "nmi": {
                 after.name: dict(zip(("before", "after"), _nmi(target, before, after), strict=True))

@@ -14,6 +14,7 @@ from crossmorph.kernels.linear import Matrix
 from crossmorph.match.consistency import warp
 from crossmorph.match.convex import coupled_convex
 from crossmorph.match.view import View
+from crossmorph.optimise.terms import lengths
 from crossmorph.space import Array
 
 POOL = 2
@@ -77,7 +78,7 @@ def step(
     back = coupled_convex(source.features, target.features, HALF_WIDTH, (source.valid, target.valid))
     both = warp(torch.cat((back, source.valid[None].float())), forth)
     looked = target.body & target.valid & (both[3] > 0.5)
-    agreeing = looked & ((forth + both[:3]).norm(dim=0) < 1)
+    agreeing = looked & (lengths(forth + both[:3]) < 1)
     agreement = float(agreeing.sum() / looked.sum().clamp_min(1))
     used = agreeing if int(agreeing.sum()) >= FEWEST else looked
     if int(used.sum()) < FEWEST:

@@ -13,6 +13,7 @@ from crossmorph.match.convex import coupled_convex
 from crossmorph.match.cost import expected_cost
 from crossmorph.match.pose import FEWEST, HALF_WIDTH, Cells, cells
 from crossmorph.match.view import COARSE_VOXELS, views
+from crossmorph.optimise.terms import lengths
 from crossmorph.resample import PointMap
 from crossmorph.transform import Affine, Chain, Transform
 
@@ -61,8 +62,8 @@ def _confirmed(target: Cells, source: Cells) -> float:
     back = coupled_convex(source.features, target.features, HALF_WIDTH, valid[::-1])
     there = warp(torch.cat((back, source.valid[None].float())), forth)
     looked = target.body & target.valid & source.valid & (there[3] > 0.5)
-    stays = forth.norm(dim=0) < 1
-    agrees = (forth + there[:3]).norm(dim=0) < 1
+    stays = lengths(forth) < 1
+    agrees = lengths(forth + there[:3]) < 1
     return float((looked & stays & agrees).sum() / looked.sum().clamp_min(1))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from crossmorph.errors import InputError
 from crossmorph.files import atomic_path
 from crossmorph.image import Image
+from crossmorph.optimise.terms import lengths
 from crossmorph.resample import guess_fill, resample
 from crossmorph.space import Grid
 from crossmorph.transform import Transform, displacement_determinant
@@ -239,7 +240,7 @@ def _jacobian_and_length(transform: Transform, plane: Plane, seen: Grid) -> tupl
     slab = plane.grid.padded(thick, thick)
     field = transform.displacements(slab)
     middle = tuple(slice(1, 2) if extra else slice(None) for extra in thick)
-    determinant, length = displacement_determinant(field, slab)[middle], field.norm(dim=0)[middle]
+    determinant, length = displacement_determinant(field, slab)[middle], lengths(field)[middle]
     inside = seen.contains(_centers(plane))
     return np.where(inside, plane.flat(determinant), np.nan), np.where(inside, plane.flat(length), np.nan)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from crossmorph.device import constants
-from crossmorph.optimise.terms import displaced, in_view
+from crossmorph.optimise.terms import displaced, in_view, lengths
 from crossmorph.preprocess import normalised
 from crossmorph.resample import gaussian, sample
 from crossmorph.space import Grid
@@ -71,7 +71,7 @@ def random_bend(
     coarse = [max(4, round(4 * n / max(grid.shape))) for n in grid.shape]
     field = _smooth_noise(3, coarse, grid.shape, generator, device)
     mm = torch.einsum("ab,bijk->aijk", torch.from_numpy(np.array(grid.affine[:3, :3])).to(field), field)
-    field = field * (length_mm / mm.norm(dim=0).mean().clamp_min(1e-6))
+    field = field * (length_mm / lengths(mm).mean().clamp_min(1e-6))
     inner = [n - 1 for n in grid.shape]
     slopes = [field.diff(dim=axis).abs()[:, : inner[0], : inner[1], : inner[2]] for axis in (1, 2, 3)]
     steepest = float(torch.stack(slopes).sum(0).max())

@@ -16,7 +16,7 @@ from crossmorph.errors import InputError
 from crossmorph.evaluate.overlap import label_overlap, mean_dice
 from crossmorph.evaluate.regularity import non_diffeomorphic_volume
 from crossmorph.networks.voxelmorph import MULTIPLE
-from crossmorph.optimise.terms import displaced
+from crossmorph.optimise.terms import displaced, lengths
 from crossmorph.plan import available_bytes
 from crossmorph.resample import sample
 from crossmorph.systems import gradient_guidance, lumir, macjnet
@@ -244,7 +244,7 @@ def measured(pair: Sample, field: torch.Tensor) -> dict[str, float]:
         found["tre_mm"] = float((ended - pair.moving_points).norm(dim=1).mean())
     elif pair.truth is not None:
         axes = torch.from_numpy(np.array(pair.grid.affine[:3, :3])).float()
-        found["tre_mm"] = float(torch.einsum("ab,bijk->aijk", axes, field - pair.truth).norm(dim=0).mean())
+        found["tre_mm"] = float(lengths(torch.einsum("ab,bijk->aijk", axes, field - pair.truth)).mean())
     return found
 
 
