@@ -100,6 +100,9 @@ class Benchmark:
     output: Positional[Path]
     """Folder for trainings and results."""
 
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Networks."""
+
     steps: int = 1500
     """Optimiser steps of each method."""
 
@@ -122,9 +125,9 @@ class Benchmark:
         (self.output / "brains").mkdir(parents=True, exist_ok=True)
         for subject, kind in product(SUBJECTS, ("T1", "FL")):
             self._extract(data, f"Subj{subject}_{kind}")
-        for method in METHODS:
+        for method in self.methods:
             self._train(method, data)
-        trained = {method: load_trained("gradient-guidance", self.output / method) for method in METHODS}
+        trained = {method: load_trained("gradient-guidance", self.output / method) for method in self.methods}
         done = {(row["fixed"], row["moving"]) for row in read_rows(self.output / "results.csv")}
         pairs = evenly(TEST_PAIRS, self.pairs)
         compared = evenly(pairs, self.syn)
@@ -229,16 +232,18 @@ class Benchmark:
     def _tables(self) -> str:
         rows = read_rows(self.output / "results.csv")
         pairs = {(row["fixed"], row["moving"]) for row in rows}
+        methods = [METHODS[method] for method in self.methods]
         parts = [
-            f"`python benchmarks/gradient_guidance.py OUT --steps {self.steps} --spacing-mm {self.spacing_mm:g} "
-            f"--pairs {self.pairs} --syn {self.syn}`, {time.strftime('%Y-%m-%d')}, one thread, {len(pairs)} pairs"
+            f"`python benchmarks/gradient_guidance.py OUT --methods {' '.join(self.methods)} --steps {self.steps} "
+            f"--spacing-mm {self.spacing_mm:g} --pairs {self.pairs} --syn {self.syn}`, "
+            f"{time.strftime('%Y-%m-%d')}, one thread, {len(pairs)} pairs"
         ]
         compared = {(r["fixed"], r["moving"]) for r in rows if r["method"] == "SyN"}
-        parts.append(table(rows, ["before", "affine", *METHODS.values()]))
+        parts.append(table(rows, ["before", "affine", *methods]))
         if compared:
             some = [row for row in rows if (row["fixed"], row["moving"]) in compared]
             parts.append(f"The {len(compared)} pairs that SyN registered too:")
-            parts.append(table(some, ["affine", "SyN", *METHODS.values()]))
+            parts.append(table(some, ["affine", "SyN", *methods]))
         return "\n\n".join(parts)
 
 
