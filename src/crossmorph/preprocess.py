@@ -185,8 +185,9 @@ def normalised(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """
     sample = values.masked_select(valid)
     sample = sample[:: max(1, sample.numel() // 1_000_000)]
-    low, high = (float(torch.quantile(sample, q)) for q in (0.01, 0.99))
+    low, high = np.quantile(sample.cpu().numpy(), (0.01, 0.99)).tolist()  # selects; torch's sorts, 20 times slower
     least, most = float(sample.min()), float(sample.max())
     if most - least <= 1e-6 * max(abs(least), abs(most)):
         return torch.zeros_like(values)
-    return (values - low) / max(high - low, 1e-12)
+    shown: torch.Tensor = (values - low) / max(high - low, 1e-12)
+    return shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -84,11 +85,12 @@ def _voxels(grid: Grid, matrix: np.ndarray) -> np.ndarray:
 
 def body_box(image: Image, body: torch.Tensor) -> Grid:
     """The part of the image's grid that holds its body."""
-    places = body.nonzero()
-    low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+    reached = [body.movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0] for axis in range(3)]
+    low, high = [int(places[0]) for places in reached], [int(places[-1]) + 1 for places in reached]
     affine = image.grid.affine.copy()
     affine[:3, 3] = image.grid.to_world(np.asarray(low, float))
-    return Grid(tuple(h - n for n, h in zip(low, high, strict=True)), affine)
+    i, j, k = (h - n for n, h in zip(low, high, strict=True))
+    return Grid((i, j, k), affine)
 
 
 def spacing_mm(boxes: Sequence[Grid], voxels: int, finest_mm: float) -> float:
@@ -98,9 +100,19 @@ def spacing_mm(boxes: Sequence[Grid], voxels: int, finest_mm: float) -> float:
     return max(float(wanted ** (1 / 3)), finest_mm)
 
 
+BODIES: WeakKeyDictionary[Image, torch.Tensor] = WeakKeyDictionary()
+"""Of images that views were made of: a run makes several of each, and to find a body takes a while."""
+
+
+def _body(image: Image) -> torch.Tensor:
+    if image not in BODIES:
+        BODIES[image] = foreground(image)
+    return BODIES[image]
+
+
 def views(fixed: Image, moving: Image, voxels: int) -> tuple[View, View]:
     """Both images at one voxel size, each on its own grid."""
-    bodies = [foreground(image) for image in (fixed, moving)]
+    bodies = [_body(image) for image in (fixed, moving)]
     boxes = [body_box(image, body) for image, body in zip((fixed, moving), bodies, strict=True)]
     finest = max(float(image.grid.spacing.min()) for image in (fixed, moving))
     size = spacing_mm(boxes, voxels, finest)

@@ -195,15 +195,20 @@ def deformation_grid(
 def middle(image: Image) -> Array:
     """The middle of what is brighter than the mean, (3,) RAS mm."""
     data = image.data[0]
-    bright = torch.nonzero(image.valid & (data > data[image.valid].mean()))
-    return image.grid.to_world(bright.double().mean(0).numpy()) if len(bright) else image.grid.center
+    mean = (data * image.valid).sum(dtype=torch.float64) / image.valid.sum().clamp_min(1)
+    bright = image.valid & (data > mean)
+    if not bright.any():
+        return image.grid.center
+    counts = [bright.sum(tuple(a for a in range(3) if a != axis)).numpy() for axis in range(3)]
+    return image.grid.to_world(np.array([np.average(np.arange(len(n)), weights=n) for n in counts]))
 
 
 def window(image: Image) -> tuple[float, float]:
     """Soft tissue for CT, else nearly the whole range."""
     if guess_fill(image)[0] <= -900:
         return CT_WINDOW
-    values = image.data[0][image.valid]
+    step = max(1, image.valid.numel() // 2_000_000)
+    values = image.data[0].flatten()[::step][image.valid.flatten()[::step]]
     low, high = np.percentile(values.numpy(), (0.5, 99.5)) if len(values) else (0.0, 1.0)
     return float(low), float(high)
 
