@@ -195,7 +195,7 @@ def deformation_grid(
 def middle(image: Image) -> Array:
     """The middle of what is brighter than the mean, (3,) RAS mm."""
     data = image.data[0]
-    mean = (data * image.valid).sum(dtype=torch.float64) / image.valid.sum().clamp_min(1)
+    mean = torch.where(image.valid, data, 0.0).sum(dtype=torch.float64) / image.valid.sum().clamp_min(1)
     bright = image.valid & (data > mean)
     if not bright.any():
         return image.grid.center
