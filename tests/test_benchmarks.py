@@ -12,10 +12,10 @@ from pathlib import Path
 import cases
 import descriptors
 import fusion
-import gradient_guidance
 import ixi
 import lumir
 import nibabel as nib
+import nichart
 import numpy as np
 import peers
 import pytest
@@ -407,20 +407,20 @@ def test_other_programs_find_a_shift(name: str, start: str, tmp_path: Path, data
 
 
 def test_structures_share_no_region_and_have_both_sides() -> None:
-    ids = [label for group in gradient_guidance.GROUPS.values() for label in group]
+    ids = [label for group in nichart.GROUPS.values() for label in group]
     assert len(ids) == len(set(ids))
     labels = Labels.from_array(np.array([[[0, 51, 52, 59, 35, 999]]]), np.eye(4))
-    assert gradient_guidance.grouped(labels).data.flatten().tolist() == [0, 1, 1, 2, 10, 0]
+    assert nichart.grouped(labels).data.flatten().tolist() == [0, 1, 1, 2, 10, 0]
 
 
 def test_no_test_subject_is_trained_on() -> None:
-    pairs = gradient_guidance.TEST_PAIRS
+    pairs = nichart.TEST_PAIRS
     assert len(set(pairs)) == 26
-    assert all(set(pair) & gradient_guidance.TEST for pair in pairs)
-    assert not any(set(pair) & gradient_guidance.TEST for pair in gradient_guidance.CHOSEN_BY)
-    some = gradient_guidance.evenly(pairs, 8)
+    assert all(set(pair) & nichart.TEST for pair in pairs)
+    assert not any(set(pair) & nichart.TEST for pair in nichart.CHOSEN_BY)
+    some = nichart.evenly(pairs, 8)
     assert len(set(some)) == 8
-    assert {fixed in gradient_guidance.TEST for fixed, _ in some} == {True, False}
+    assert {fixed in nichart.TEST for fixed, _ in some} == {True, False}
 
 
 @pytest.fixture
