@@ -43,6 +43,7 @@ OPTIONS = {
     "lapirn": "joint = false",
     "macjnet": "joint = true",
 }
+SHARED = ("steps", "pretrain", "spacing_mm", "channels", "features", "stages", "precision")
 CONFIG = """steps = {steps}
 pretrain = {pretrain}
 freeze = 0
@@ -154,10 +155,12 @@ class Benchmark:
         share = 0 if method == "vm" else self.labelled
         labelled = evenly(TRAIN_PAIRS, round(len(TRAIN_PAIRS) * share / 100))
         table = brains.table(f"pairs-{share}.csv", brains.groups, labelled)
-        chosen = {name: getattr(self, name) for name in ("steps", "pretrain", "spacing_mm", "precision")}
-        chosen |= {name: getattr(self, name) for name in ("channels", "features", "stages")}
-        config = CONFIG.format(**chosen, every=max(1, self.steps // 3), options=OPTIONS[method])
-        train("macjnet", table, self.output / method, config, self.output / "cache", self.device)
+        train("macjnet", table, self.output / method, self.config(method), self.output / "cache", self.device)
+
+    def config(self, method: str) -> str:
+        """The settings of a training."""
+        shared = {name: getattr(self, name) for name in SHARED}
+        return CONFIG.format(**shared, every=max(1, self.steps // 3), options=OPTIONS[method])
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
