@@ -11,38 +11,24 @@ results.csv; started again, it goes on.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import permutations, product
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
-from cases import data_folder
-from learned import HERE, append_rows, read_rows, syn, through, timed, train
-from scipy.ndimage import binary_dilation
+from learned import HERE, append_rows, by_peer, read_rows, through, timed, train
+from nichart import GROUPS, TEST_PAIRS, TRAIN_PAIRS, Brains, evenly, grouped, names
 from tables import update_section
 from tyro.conf import Positional
 
 from crossmorph import io
 from crossmorph.evaluate import label_overlap, label_surface_distances, warp_labels
 from crossmorph.image import Labels
-from crossmorph.preprocess import masked, onto
-from crossmorph.record import Journal
-from crossmorph.settings import Linear
 from crossmorph.systems.learned import Trained, load_trained
-from crossmorph.systems.linear import align
 from crossmorph.transform import Affine, Chain, Transform, folding, jacobian_determinant
-
-SUBJECTS = (1, 2, 4, 7, 9, 12, 13, 16)
-TEST = {13, 16}
-TEST_PAIRS = [pair for pair in permutations(SUBJECTS, 2) if set(pair) & TEST]
-CHOSEN_BY = {(1, 2), (9, 4), (12, 7)}
-LINEAR_MM = 4.0
-"""Voxels that the linear stage sees: mean Dice of 0.606 on the one pair tried, where 2 mm gave 0.599."""
 
 METHODS = {"vm": "VM", "vm-concat": "VM(concat)", "average": "average", "gated": "gated"}
 
@@ -73,26 +59,6 @@ model = "none"
 """
 
 
-def both(*right: int) -> list[int]:
-    """Ids of the right hemisphere and those of the left that follow them."""
-    return [n for first in right for n in (first, first + 1)]
-
-
-GROUPS = {
-    "ventricles": [4, 11, *both(49, 51)],
-    "deep grey": [23, 30, *both(31, 36, 47, 55, 57, 59, 61, 75)],
-    "white matter": [*range(81, 96)],
-    "frontal": both(104, 112, 118, 120, 124, 136, 140, 142, 146, 150, 152, 162, 164, 178, 182, 186, 190, 192, 204),
-    "parietal": both(106, 148, 168, 174, 176, 194, 198),
-    "temporal": both(122, 132, 154, 180, 184, 200, 202, 206),
-    "occipital": both(108, 114, 128, 134, 144, 156, 160, 196),
-    "limbic": both(100, 102, 116, 138, 166, 170, 172),
-    "cerebellum": [38, 39, 40, 41, 71, 72, 73],
-    "brain stem": [35],
-}
-"""MUSE regions by structure; the cortex by lobe, the insula with the limbic one."""
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """Train, test and tabulate."""
@@ -121,74 +87,38 @@ class Benchmark:
     def run(self) -> None:
         """All of it."""
         torch.set_num_threads(1)
-        data = data_folder() / "nichart"
-        (self.output / "brains").mkdir(parents=True, exist_ok=True)
-        for subject, kind in product(SUBJECTS, ("T1", "FL")):
-            self._extract(data, f"Subj{subject}_{kind}")
+        brains = Brains(self.output)
+        brains.prepare()
+        table = brains.table("pairs.csv", brains.labels, TRAIN_PAIRS)
         for method in self.methods:
-            self._train(method, data)
+            self._train(method, table)
         trained = {method: load_trained("gradient-guidance", self.output / method) for method in self.methods}
         done = {(row["fixed"], row["moving"]) for row in read_rows(self.output / "results.csv")}
         pairs = evenly(TEST_PAIRS, self.pairs)
         compared = evenly(pairs, self.syn)
         for fixed, moving in pairs:
             if (str(fixed), str(moving)) not in done:
-                rows = self._measured(data, fixed, moving, trained, (fixed, moving) in compared)
+                rows = self._measured(brains, fixed, moving, trained, (fixed, moving) in compared)
                 append_rows(self.output / "results.csv", rows)
         text = self._tables()
         print(text)
         if self.update_readme:
             update_section(HERE / "README.md", "gradient-guidance", text)
 
-    def _train(self, method: str, data: Path) -> None:
-        table = self._table(data)
+    def _train(self, method: str, table: Path) -> None:
         every = self.steps // 4
         config = CONFIG.format(network=method, steps=self.steps, every=every, spacing_mm=self.spacing_mm)
         train("gradient-guidance", table, self.output / method, config, self.output / "cache")
 
-    def _table(self, data: Path) -> Path:
-        """The pairs of six subjects, with masks, labels and linear maps, written once since caches go by times."""
-        table = self.output / "pairs.csv"
-        lines = ["fixed,moving,fixed_mask,moving_mask,fixed_labels,moving_labels,initial,split"]
-        for a, b in permutations(sorted(set(SUBJECTS) - TEST), 2):
-            start = self.output / f"linear-{a}-{b}.tfm"
-            if not start.is_file():
-                io.write(self._linear(data, a, b)[0], start)
-            fixed, moving = f"Subj{a}_T1", f"Subj{b}_FL"
-            masks = (self.output / "brains" / f"{name}_mask.nii.gz" for name in (fixed, moving))
-            files = [data / f"{fixed}.nii.gz", data / f"{moving}.nii.gz", *masks]
-            files += [data / f"{fixed}_DLMUSE.nii.gz", data / f"{moving}_DLMUSE.nii.gz", start]
-            split = "validation" if (a, b) in CHOSEN_BY else "train"
-            lines.append(",".join([*map(str, files), split]))
-        table.write_text("\n".join(lines))
-        return table
-
-    def _extract(self, data: Path, name: str) -> None:
-        """A mask of the brain and what lies within 4 mm of it, and the volume with nothing else in it."""
-        folder = self.output / "brains"
-        if (folder / f"{name}.nii.gz").is_file():
-            return
-        labels, image = io.read_labels(data / f"{name}_DLMUSE.nii.gz"), io.read(data / f"{name}.nii.gz")
-        reach = max(1, round(4 / float(labels.grid.spacing.mean())))
-        mask = torch.from_numpy(binary_dilation(labels.data.numpy() > 0, iterations=reach))
-        io.write(Labels(mask.int(), labels.grid), folder / f"{name}_mask.nii.gz")
-        inside = masked(image, Labels(mask.int(), labels.grid))
-        io.write(replace(inside, data=inside.data * inside.valid), folder / f"{name}.nii.gz")
-
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def _measured(
-        self, data: Path, a: int, b: int, trained: dict[str, Trained], compared: bool
+        self, brains: Brains, a: int, b: int, trained: dict[str, Trained], compared: bool
     ) -> list[dict[str, object]]:
-        fixed, moving = (
-            masked(io.read(data / f"{name}.nii.gz"), io.read(self.output / "brains" / f"{name}_mask.nii.gz"))
-            for name in (f"Subj{a}_T1", f"Subj{b}_FL")
-        )
-        target, source = (
-            grouped(io.read_labels(data / f"Subj{a}_T1_DLMUSE.nii.gz")),
-            grouped(io.read_labels(data / f"Subj{b}_FL_DLMUSE.nii.gz")),
-        )
-        linear, seconds = self._linear(data, a, b)
+        pair = names(a, b)
+        fixed, moving = (brains.brain(name) for name in pair)
+        target, source = (grouped(io.read_labels(brains.labels(name))) for name in pair)
+        linear, seconds = brains.linear(a, b)
         found: list[tuple[str, Transform, float]] = [
             ("before", Affine.identity(), 0.0),
             ("affine", linear, seconds),
@@ -197,35 +127,14 @@ class Benchmark:
             field, seconds = timed(lambda ready=ready: through(ready, fixed, moving, linear))
             found.append((METHODS[method], Chain((field, linear)), seconds))
         if compared:
-            files = (self.output / "brains" / f"Subj{name}.nii.gz" for name in (f"{a}_T1", f"{b}_FL"))
-            found.append(("SyN", *syn(*files, self.output / f"syn-{a}-{b}.h5", ["--kind", "multi"])))
+            files = (brains.stripped(name) for name in pair)
+            output = self.output / f"syn-{a}-{b}.h5"
+            found.append(("SyN", *by_peer("run_ants.py", *files, output, ["--kind", "multi"])))
         return [
             {"fixed": a, "moving": b, "method": name, "seconds": round(seconds, 3), **row}
             for name, transform, seconds in found
             for row in scores(transform, target, source)
         ]
-
-    def _linear(self, data: Path, a: int, b: int) -> tuple[Affine, float]:
-        """The linear map of whole heads at 4 mm and its processor seconds, kept; that of (b, a) is its inverse.
-
-        Starts are searched for from the first subject to each other one. T1 and FLAIR of a subject share a space,
-        so these maps chained start all other pairs.
-        """
-        if a > b:
-            opposite, seconds = self._linear(data, b, a)
-            return opposite.inverse(), seconds
-        path = self.output / f"linear-{a}-{b}.json"
-        if not path.is_file():
-            heads = [io.read(data / f"{name}.nii.gz") for name in (f"Subj{a}_T1", f"Subj{b}_FL")]
-            fixed, moving = (onto(head, head.grid.respaced(LINEAR_MM)) for head in heads)
-            settings, start = Linear(), np.eye(4)
-            if a != SUBJECTS[0]:
-                settings = Linear(search="header")
-                start = self._linear(data, SUBJECTS[0], b)[0].matrix @ self._linear(data, a, SUBJECTS[0])[0].matrix
-            matrix, seconds = timed(lambda: align(fixed, moving, settings, Journal(), start))
-            path.write_text(json.dumps([matrix.tolist(), seconds]))
-        matrix, seconds = json.loads(path.read_text())
-        return Affine(np.array(matrix)), seconds
 
     # -- tables --------------------------------------------------------------------------------------------------
 
@@ -245,19 +154,6 @@ class Benchmark:
             parts.append(f"The {len(compared)} pairs that SyN registered too:")
             parts.append(table(some, ["affine", "SyN", *methods]))
         return "\n\n".join(parts)
-
-
-def evenly(pairs: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """So many of some pairs, taken evenly."""
-    return [pairs[n * len(pairs) // count] for n in range(count)]
-
-
-def grouped(labels: Labels) -> Labels:
-    """Labels as numbers of groups, from 1."""
-    data = torch.zeros_like(labels.data)
-    for number, ids in enumerate(GROUPS.values(), start=1):
-        data[torch.isin(labels.data, torch.tensor(ids))] = number
-    return Labels(data, labels.grid)
 
 
 def scores(transform: Transform, target: Labels, source: Labels) -> Iterator[dict[str, object]]:

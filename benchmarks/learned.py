@@ -1,4 +1,4 @@
-"""What the benchmarks of trained networks share: trainings, SyN and rows on disk; all of them can go on."""
+"""What the benchmarks of trained networks share: trainings, other programs, rows on disk; all can go on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def children_timed(work: Callable[[], object]) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def train(system: str, table: Path, folder: Path, config: str, cache: Path) -> None:
+def train(system: str, table: Path, folder: Path, config: str, cache: Path, device: str = "auto") -> None:
     """Train to the end, from where an earlier run was stopped; weights of the last step are all that is needed."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "config.toml"
@@ -53,7 +53,8 @@ def train(system: str, table: Path, folder: Path, config: str, cache: Path) -> N
     if finished(folder, tomllib.loads(config)["steps"]):
         return
     command = [sys.executable, "-m", "crossmorph", "train", system, str(table), "-o", str(folder)]
-    subprocess.run([*command, "--config", str(settings), "--cache", str(cache), "--resume", "--quiet"], check=True)
+    command += ["--config", str(settings), "--cache", str(cache), "--device", device, "--resume", "--quiet"]
+    subprocess.run(command, check=True)
 
 
 def finished(folder: Path, steps: int) -> bool:
@@ -62,11 +63,13 @@ def finished(folder: Path, steps: int) -> bool:
     return last.is_file() and json.loads(last.read_text())["metrics"]["step"] == steps
 
 
-def syn(fixed: Path, moving: Path, output: Path, options: Sequence[str]) -> tuple[Transform, float]:
-    """SyN in a process of its own with ``options`` of ``peers/run_ants.py``, and its processor seconds; kept."""
+def by_peer(
+    script: str, fixed: Path, moving: Path, output: Path, options: Sequence[str]
+) -> tuple[Transform, float]:
+    """What a script of ``peers`` makes of a pair in a process of its own, and its processor seconds; kept."""
     spent = output.with_suffix(".json")
     if not spent.is_file():
-        command = [str(PEERS), str(HERE / "peers" / "run_ants.py"), str(fixed), str(moving), str(output), *options]
+        command = [str(PEERS), str(HERE / "peers" / script), str(fixed), str(moving), str(output), *options]
         spent.write_text(json.dumps(children_timed(lambda: subprocess.run(command, check=True))))
     return io.read_transform(output), json.loads(spent.read_text())
 

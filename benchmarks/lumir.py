@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 from ixi import Brains, folding, scores
-from learned import HERE, append_rows, read_rows, syn, through, timed, train
+from learned import HERE, append_rows, by_peer, read_rows, through, timed, train
 from tables import update_section
 from tyro.conf import Positional
 
@@ -187,7 +187,8 @@ class Benchmark:
 
     def _syn(self, pair: tuple[str, str]) -> tuple[Transform, float]:
         output = self.output / f"syn-{'-'.join(pair)}.h5"
-        return syn(*map(self.brains.image, pair), output, ["--kind", "mono", "--start", "header"])
+        files = map(self.brains.image, pair)
+        return by_peer("run_ants.py", *files, output, ["--kind", "mono", "--start", "header"])
 
     def _mcbo(self, pair: tuple[str, str]) -> tuple[Transform, float]:
         fixed, moving = (io.read(self.brains.image(subject)) for subject in pair)

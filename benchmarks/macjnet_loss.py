@@ -4,7 +4,7 @@ python benchmarks/macjnet_loss.py OUT [--pairs trunks|nichart] [--spacing-mm 4] 
 
 The displacement is linear between control points 16 mm apart; the loss is that of the registration without
 labels. ``trunks`` are two pairs that ``macjnet.py`` neither trains on nor tests; ``nichart`` four pairs of FLAIR
-to T1 of other subjects behind their affine maps, brain alone, labels in the groups of ``gradient_guidance.py``. A
+to T1 of other subjects behind their affine maps, brain alone, labels in the groups of ``nichart.py``. A
 row a similarity and weight, means over the pairs: landmarks, Dice, folding, and the loss of no displacement, of
 the one reached, and of the exact one where it is known. For choosing weights and voxels before a training.
 ``near`` is macMIND with the sampling distances 1 and 2 in place of 2 and 4. OUT keeps the rows, and started again
@@ -17,19 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import gradient_guidance as brains
 import numpy as np
 import torch
 import tyro
-from cases import data_folder
 from learned import append_rows, read_rows, timed
 from macjnet import generated
+from nichart import Brains, names
 from tyro.conf import Positional
 
 from crossmorph import io
 from crossmorph.describe.macmind import Sampling, macmind_loss
 from crossmorph.networks.warp import warp
-from crossmorph.preprocess import masked
 from crossmorph.resample import resample_labels
 from crossmorph.settings import Preprocessing
 from crossmorph.systems.learned import prepared
@@ -89,15 +87,11 @@ class Fits:
 
     def _heads(self, a: int, b: int) -> Sample:
         """FLAIR of one subject to T1 of another."""
-        kept, data = brains.Benchmark(self.output), data_folder() / "nichart"
-        (self.output / "brains").mkdir(exist_ok=True)
-        names = f"Subj{a}_T1", f"Subj{b}_FL"
-        for name in names:
-            kept._extract(data, name)
-        masks = [io.read(self.output / "brains" / f"{name}_mask.nii.gz") for name in names]
-        images = [masked(io.read(data / f"{name}.nii.gz"), mask) for name, mask in zip(names, masks, strict=True)]
-        labels = [brains.grouped(io.read_labels(data / f"{name}_DLMUSE.nii.gz")) for name in names]
-        linear, _ = kept._linear(data, a, b)
+        brains = Brains(self.output)
+        brains.prepare()
+        images = [brains.brain(name) for name in names(a, b)]
+        labels = [io.read_labels(brains.groups(name)) for name in names(a, b)]
+        linear, _ = brains.linear(a, b)
         grid, fixed, moving = prepared(*images, linear, Preprocessing(spacing_mm=self.spacing_mm))
         return Sample(
             f"{a} and {b}",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import cases
 import descriptors
 import fusion
-import gradient_guidance
 import ixi
 import lumir
+import macjnet_nichart
 import nibabel as nib
+import nichart
 import numpy as np
 import peers
 import pytest
@@ -30,7 +33,7 @@ from crossmorph import io
 from crossmorph.image import Labels
 from crossmorph.settings import Mcbo, from_dict
 from crossmorph.space import Grid
-from crossmorph.train.settings import LumirTraining
+from crossmorph.train.settings import LumirTraining, MacJNetTraining
 from crossmorph.transform import Affine, DisplacementField
 
 BENCHMARKS = Path(peers.__file__).parent
@@ -407,20 +410,46 @@ def test_other_programs_find_a_shift(name: str, start: str, tmp_path: Path, data
 
 
 def test_structures_share_no_region_and_have_both_sides() -> None:
-    ids = [label for group in gradient_guidance.GROUPS.values() for label in group]
+    ids = [label for group in nichart.GROUPS.values() for label in group]
     assert len(ids) == len(set(ids))
     labels = Labels.from_array(np.array([[[0, 51, 52, 59, 35, 999]]]), np.eye(4))
-    assert gradient_guidance.grouped(labels).data.flatten().tolist() == [0, 1, 1, 2, 10, 0]
+    assert nichart.grouped(labels).data.flatten().tolist() == [0, 1, 1, 2, 10, 0]
 
 
 def test_no_test_subject_is_trained_on() -> None:
-    pairs = gradient_guidance.TEST_PAIRS
+    pairs = nichart.TEST_PAIRS
     assert len(set(pairs)) == 26
-    assert all(set(pair) & gradient_guidance.TEST for pair in pairs)
-    assert not any(set(pair) & gradient_guidance.TEST for pair in gradient_guidance.CHOSEN_BY)
-    some = gradient_guidance.evenly(pairs, 8)
+    assert all(set(pair) & nichart.TEST for pair in pairs)
+    assert not any(set(pair) & nichart.TEST for pair in nichart.CHOSEN_BY)
+    some = nichart.evenly(pairs, 8)
     assert len(set(some)) == 8
-    assert {fixed in gradient_guidance.TEST for fixed, _ in some} == {True, False}
+    assert {fixed in nichart.TEST for fixed, _ in some} == {True, False}
+
+
+def test_some_training_pairs_have_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nichart, "data_folder", lambda: tmp_path)
+    brains = nichart.Brains(tmp_path)
+    for a, b in [*nichart.TRAIN_PAIRS, *nichart.CHOSEN_BY]:
+        (tmp_path / f"linear-{a}-{b}.lta").touch()
+    table = brains.table("pairs.csv", brains.labels, nichart.evenly(nichart.TRAIN_PAIRS, 8)).read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert not any(f"Subj{subject}_" in table for subject in nichart.TEST)
+    assert [row["split"] for row in rows].count("validation") == 3
+    for split, count in (("train", 8), ("validation", 3)):
+        assert sum(bool(row["fixed_labels"]) for row in rows if row["split"] == split) == count
+    assert all(bool(row["fixed_labels"]) == bool(row["moving_labels"]) for row in rows)
+
+
+def test_macjnet_differs_from_what_it_is_compared_with_in_being_joint(tmp_path: Path) -> None:
+    made = macjnet_nichart.Benchmark(tmp_path, steps=9, pretrain=6)
+    rows = {
+        name: from_dict(MacJNetTraining, tomllib.loads(made.config(name)), name)
+        for name in macjnet_nichart.METHODS
+    }
+    assert rows["macjnet"] == replace(rows["lapirn"], joint=True)
+    assert rows["lapirn"] == replace(rows["vm"], registration="lapirn")
+    assert not rows["lapirn"].joint
+    assert (rows["vm"].steps, rows["vm"].pretrain, rows["vm"].validate_every) == (9, 6, 3)
 
 
 @pytest.fixture

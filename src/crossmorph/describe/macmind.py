@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
 from crossmorph.describe.mind import window_mean
+from crossmorph.device import constants
 from crossmorph.errors import InputError
 
 LAYOUT = ((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
@@ -86,6 +88,11 @@ def bins() -> NDArray[np.float32]:
     shared[:ANGLES, RADIUS, RADIUS] = 1 / ANGLES
     shared /= shared.sum((1, 2), keepdims=True)
     return shared
+
+
+@cache
+def _weights() -> tuple[float, ...]:
+    return tuple(bins().ravel().tolist())
 
 
 def msssc(image: torch.Tensor, pool: int = 1, sampling: Sampling = DEFAULT) -> torch.Tensor:
@@ -188,7 +195,7 @@ def aggregated(context: torch.Tensor) -> torch.Tensor:
     width = 2 * RADIUS + 1
     windows = F.pad(context[:, None], (RADIUS,) * 6, mode="replicate")
     columns = F.avg_pool3d(windows, (1, 1, width), stride=1)
-    kernels = torch.from_numpy(bins()).to(context)[:, None, :, :, None]
+    kernels = constants(_weights(), context).view(-1, 1, width, width, 1)
     return F.conv3d(columns, kernels).flatten(0, 1)
 
 
