@@ -317,7 +317,7 @@ def test_every_stage_is_timed() -> None:
     values = torch.randn((2, 36, 40, 44), generator=torch.Generator().manual_seed(0))
     grid = Grid((36, 40, 44), np.eye(4))
     everywhere = torch.ones(grid.shape, dtype=torch.bool)
-    seconds, work = stages.measure(*(Image(v[None], grid, everywhere) for v in values), 1)
+    seconds, work = stages.measure(*(Image(v[None], grid, everywhere) for v in values), 1, "cpu")
     assert set(work) < set(seconds)
     assert all(value > 0 for value in seconds.values())
 
