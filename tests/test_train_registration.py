@@ -404,4 +404,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         # Sums of two processes round otherwise, and Adam makes much of gradients near 0: 7e-6 at 2, 2e-4 at 8.
         assert float(losses(tmp_path / "2")[step]) == pytest.approx(float(value), rel=3e-5 if step == 2 else 2e-3)
     apart = torch.cat([(weights[1][name] - tensor).abs().flatten() for name, tensor in weights[0].items()])
-    assert float(apart.mean()) < 2e-4  # of 8e-3 that weights move
+    assert float(apart.mean()) < 1e-4  # of 8e-3 that weights move; 5e-5 was seen

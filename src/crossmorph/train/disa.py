@@ -229,8 +229,7 @@ def started(settings: DisaTraining) -> DisaNet:
         for block in (network.fine, network.middle, network.coarse):
             block.second.weight.data.mul_(0.3)
         torch.nn.init.normal_(network.leave.weight, std=0.18)
-    # torch's stubs know this keyword for 2-D networks only
-    laid_out: DisaNet = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    laid_out: DisaNet = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # typed 2-D
     return laid_out
 
 

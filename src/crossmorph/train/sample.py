@@ -47,7 +47,7 @@ class Sample:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor) and not field.name.endswith("points")
         }
-        return replace(self, **volumes)  # type: ignore[arg-type]
+        return replace(self, **volumes)  # type: ignore[arg-type]  # only fields that hold tensors
 
     def padded(self, shape: Sequence[int]) -> Sample:
         """The pair with voxels added at the high faces; they are not valid and repeat the border."""
