@@ -51,6 +51,7 @@ rate = 5e-4
 segment_rate = 5e-4
 pretrain_rate = 1e-3
 precision = "{precision}"
+clip = 1.0
 validate_every = {every}
 channels = {channels}
 features = {features}

@@ -330,19 +330,19 @@ def _refined(
 
     if stage.smoothness > 0:
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
-    mind, half = term("mind"), -(-stage.iterations // 2)
+    mind, some, more = term("mind"), -(-stage.iterations // 4), -(-stage.iterations // 2)
 
     def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
         choice = choose_smoothness(
-            lambda weight, begin: fit(data, weight, begin, half),
+            lambda weight, begin: fit(data, weight, begin, some),
             lambda found: score(resize(found, shape)),
             start,
             gain,
         )
         journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
         journal.note("similarity", similarity)
-        return replace(choice, field=fit(data, choice.smoothness, choice.field, half))
+        return replace(choice, field=fit(data, choice.smoothness, choice.field, more))
 
     if stage.similarity != "mind":
         choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
