@@ -39,8 +39,11 @@ from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 
-MIND_GAIN = 0.01
+MIND_GAIN = 0.0075
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
+
+TRIED, FINISHED = 0.25, 0.7
+"""Shares of the iterations: for each smoothness that is tried, and for the chosen one in the end."""
 
 INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
@@ -330,7 +333,8 @@ def _refined(
 
     if stage.smoothness > 0:
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
-    mind, some, more = term("mind"), -(-stage.iterations // 4), -(-stage.iterations // 2)
+    mind = term("mind")
+    some, more = (math.ceil(share * stage.iterations) for share in (TRIED, FINISHED))
 
     def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
