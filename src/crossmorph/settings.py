@@ -35,7 +35,7 @@ class Refinement:
     """Distance of the control points in pooled cells; wide ones fit smooth motion and ignore noise."""
 
     iterations: int = 40
-    """Adam steps; where the smoothness is chosen, a quarter for each candidate, 0.7 in the end."""
+    """Adam steps; where the smoothness is chosen, half for each candidate and half in the end."""
 
     smoothness: float = 1.25
     """Weight of the squared gradient of the displacement; 0 chooses it from the images."""

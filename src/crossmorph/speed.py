@@ -45,7 +45,7 @@ PROBE = Mcbo(
 )
 """What is run: each kind of work once."""
 
-CANDIDATES = {"mind": (0.0, 1.7), "lncc": (1.7, 0.0), "auto": (1.7, 0.85)}
+CANDIDATES = {"mind": (0.0, 2.0), "lncc": (2.0, 0.0), "auto": (2.0, 1.0)}
 """Where smoothness is chosen: fits of local correlation and of descriptors, in multiples of ``iterations``; how
 many there will be is up to the images."""
 

@@ -39,11 +39,8 @@ from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 
-MIND_GAIN = 0.0075
+MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
-
-TRIED, FINISHED = 0.25, 0.7
-"""Shares of the iterations: for each smoothness that is tried, and for the chosen one in the end."""
 
 INFORMATION_GAIN = 0.015
 """More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
@@ -333,20 +330,19 @@ def _refined(
 
     if stage.smoothness > 0:
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
-    mind = term("mind")
-    some, more = (math.ceil(share * stage.iterations) for share in (TRIED, FINISHED))
+    mind, half = term("mind"), -(-stage.iterations // 2)
 
     def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
         choice = choose_smoothness(
-            lambda weight, begin: fit(data, weight, begin, some),
+            lambda weight, begin: fit(data, weight, begin, half),
             lambda found: score(resize(found, shape)),
             start,
             gain,
         )
         journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
         journal.note("similarity", similarity)
-        return replace(choice, field=fit(data, choice.smoothness, choice.field, more))
+        return replace(choice, field=fit(data, choice.smoothness, choice.field, half))
 
     if stage.similarity != "mind":
         choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
