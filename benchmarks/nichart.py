@@ -158,7 +158,8 @@ class Brains:
             held = (a, b) in CHOSEN_BY
             maps = [labels(fixed), labels(moving)] if held or (a, b) in labelled else ["", ""]
             files = [self.scan(fixed), self.scan(moving), self.mask(fixed), self.mask(moving), *maps, start]
-            lines.append(",".join([*map(str, files), "validation" if held else "train"]))
+            paths = [str(Path(file).absolute()) if file else "" for file in files]  # tables name files beside them
+            lines.append(",".join([*paths, "validation" if held else "train"]))
         path = self.folder / file
         path.write_text("\n".join(lines))
         return path

@@ -28,8 +28,8 @@ class GatedFusion(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Two displacements (N, 3, I, J, K) in voxels -> one."""
-        both = torch.cat([first, second], 1).float()
-        gates = torch.sigmoid(exact(self.gate, both.contiguous(memory_format=torch.channels_last_3d)))
+        both = torch.cat([first, second], 1).float().contiguous(memory_format=torch.channels_last_3d)
+        gates = torch.sigmoid(exact(self.gate, both))
         with torch.autocast(first.device.type, enabled=False):
             fused: torch.Tensor = self.bottleneck(gates * both)
         return fused

@@ -5,15 +5,17 @@ Training and use prepare a pair by the same function, with the settings that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from crossmorph.device import has_bfloat16
 from crossmorph.errors import InputError
 from crossmorph.image import Image
 from crossmorph.networks.voxelmorph import MULTIPLE
@@ -50,6 +52,21 @@ class Trained:
     network: nn.Module
     preprocessing: Preprocessing
     about: dict[str, Any]
+    precision: Literal["32", "bf16", "16"] = "32"
+    """In which the network learnt."""
+
+    def bfloat16(self, device: torch.device) -> bool:
+        """Whether it computes in bfloat16: where it learnt in it, and the device has instructions for it.
+
+        Displacements with and without differ by some hundredths of a voxel.
+        """
+        return self.precision == "bf16" and has_bfloat16(device)
+
+    @contextmanager
+    def inference(self, device: torch.device) -> Iterator[None]:
+        """Within, the network computes as it learnt to, and keeps nothing for gradients."""
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16(device)):
+            yield
 
     @property
     def registration(self) -> nn.Module:
@@ -80,7 +97,7 @@ def load_trained(system: str, weights: str | Path, device: torch.device | str = 
         raise InputError(f"{side} does not tell the settings of the network; train it anew")
     settings: Training = from_dict(TRAININGS[system], about["training"]["settings"], str(side))
     network = load_weights(lambda: NETWORKS[system](settings), path, system)
-    return Trained(network.to(device).eval(), settings.preprocessing, about)
+    return Trained(network.to(device).eval(), settings.preprocessing, about, settings.precision)
 
 
 def weights_file(weights: str | Path) -> Path:
@@ -173,11 +190,11 @@ def displacement(
     with journal.stage("draw"):
         grid, *drawn = prepared(fixed, moving, linear, trained.preprocessing)
         first, second = (Volume(v.values.to(device), v.valid.to(device), v.weight.to(device)) for v in drawn)
-    with journal.stage("network"), torch.inference_mode():
+    with journal.stage("network"), trained.inference(device):
         outputs = trained.registration(first.values[None, None], second.values[None, None])
     field = outputs["displacement"][0].float().clone()  # an inference tensor cannot be refined
     kept = {name: trained.about.get(name) for name in ("architecture", "sha256", "preprocessing", "licence")}
-    journal.note("weights", kept)
+    journal.note("weights", kept | {"bfloat16": trained.bfloat16(device)})
     if settings.refine:
         with journal.stage("refine"):
             stage = REFINEMENTS.get(trained.about["architecture"], Refinement())

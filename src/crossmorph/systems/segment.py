@@ -44,8 +44,8 @@ def segmented(trained: Trained, image: Image, side: Side, device: torch.device |
     grid = boxed(lattice.grid, foreground(lattice) & lattice.valid if settings.crop else None)
     window = settings.fixed_window if side == "fixed" else settings.moving_window
     volume = shown(onto(lattice, grid), window).values.to(device)
-    with torch.inference_mode():
-        shares = trained.segmenters[side](volume[None, None])[0].softmax(0).cpu()
+    with trained.inference(volume.device):
+        shares = trained.segmenters[side](volume[None, None])[0].float().softmax(0).cpu()
     everywhere = torch.ones(grid.shape, dtype=torch.bool)
     best = torch.full(image.grid.shape, -1.0)
     data = torch.zeros(image.grid.shape, dtype=torch.int32)
