@@ -95,7 +95,13 @@ def working_grid(pairs: Sequence[tuple[Grid, Grid]], spacing_mm: float, multiple
 
 
 def onto(image: Image, grid: Grid, start: Affine | None = None) -> Image:
-    """The image drawn on a grid without aliasing, values repeated where it is not valid.
+    """The image drawn on a grid as ``seen_on`` does, values repeated where it is not valid."""
+    drawn = seen_on(image, grid, start)
+    return replace(drawn, data=fill_invalid(drawn.data[0], drawn.valid)[None])
+
+
+def seen_on(image: Image, grid: Grid, start: Affine | None = None) -> Image:
+    """The image drawn on a grid without aliasing; any value where it is not valid.
 
     Args:
         image: one channel.
@@ -106,8 +112,7 @@ def onto(image: Image, grid: Grid, start: Affine | None = None) -> Image:
         back = np.linalg.inv(start.matrix)
         image = replace(image, grid=Grid(image.grid.shape, back @ image.grid.affine))
     shift = _whole_voxels(image.grid, grid)
-    drawn = downsample(image, grid) if shift is None else _shifted(image, grid, shift)
-    return replace(drawn, data=fill_invalid(drawn.data[0], drawn.valid)[None])
+    return downsample(image, grid) if shift is None else _shifted(image, grid, shift)
 
 
 def _whole_voxels(a: Grid, b: Grid) -> list[int] | None:

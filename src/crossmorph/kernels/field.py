@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossmorph.kernels.parallel import Floats, Number, compiled, inlined, over_planes
+from crossmorph.kernels.parallel import Floats, Number, Offsets, compiled, inlined, over_planes
 
 Sizes = tuple[int, int, int]
 
@@ -35,55 +35,94 @@ def _scaled(values: Floats, factor: Number, out: Floats) -> None:
 
 
 @compiled
-def _means(values: Floats, passes: int, spare: Floats) -> Floats:
-    """Means of three rows along the first axis of (N + 2 passes, K); the first N rows of what is returned.
+def _mean(values: Floats, step: int, out: Floats) -> None:
+    """Means over the places -step, 0 and step of lines in one piece: (N + 2 step) -> (N)."""
+    a, b, c = values, values[step:], values[2 * step :]
+    for k in range(out.size):
+        out[k] = np.float32(1 / 3) * (a[k] + b[k] + c[k])
 
-    Both arrays are overwritten.
-    """
-    step = values.shape[1]
-    source, target = values.reshape(-1), spare.reshape(-1)
-    for _ in range(passes):
-        first, second, third = source[: -2 * step], source[step:], source[2 * step :]
-        for k in range(first.size):
-            target[k] = np.float32(1 / 3) * (first[k] + second[k] + third[k])
-        source, target = target, source
-    return source.reshape(values.shape)
+
+@compiled
+def _three_means(values: Floats, step: int, out: Floats) -> None:
+    """Three of them at once: (N + 6 step) -> (N)."""
+    a, b, c, d = values, values[step:], values[2 * step :], values[3 * step :]
+    e, f, g = values[4 * step :], values[5 * step :], values[6 * step :]
+    for k in range(out.size):
+        near, far = np.float32(6 / 27) * (c[k] + e[k]), np.float32(3 / 27) * (b[k] + f[k])
+        out[k] = np.float32(7 / 27) * d[k] + near + far + np.float32(1 / 27) * (a[k] + g[k])
+
+
+@compiled
+def _means(values: Floats, step: int, passes: int, spare: Floats, out: Floats) -> None:
+    """``passes`` of them: (N + 2 passes step) -> (N); ``values`` and ``spare`` are overwritten."""
+    size = values.size
+    while passes > 3:
+        size -= 2 * step
+        _mean(values[: size + 2 * step], step, spare[:size])
+        values[:size] = spare[:size]
+        passes -= 1
+    if passes == 3:
+        _three_means(values[:size], step, out)
+        return
+    if passes == 2:
+        size -= 2 * step
+        _mean(values[: size + 2 * step], step, spare[:size])
+        _mean(spare[:size], step, out)
+        return
+    _mean(values[:size], step, out)
+
+
+@compiled
+def _borders(size: int, passes: int, repeat: bool) -> tuple[Offsets, Floats]:
+    """For each of the ``passes`` places before and after a line: where it takes its value from, and the sign."""
+    sources, signs = np.empty(2 * passes, np.int32), np.empty(2 * passes, np.float32)
+    for t in range(passes):
+        sources[t], signs[t] = _mirrored(t - passes, size, repeat)
+        sources[passes + t], signs[passes + t] = _mirrored(size + t, size, repeat)
+    return sources, signs
+
+
+@compiled
+def _continued(rows: Floats, sources: Offsets, signs: Floats) -> None:
+    """Fill the first and last rows of (N + 2 passes, K) from the N between them."""
+    passes = sources.size // 2
+    for t in range(2 * passes):
+        place = t if t < passes else rows.shape[0] - 2 * passes + t
+        _scaled(rows[passes + sources[t]], signs[t], rows[place])
 
 
 @compiled
 def _smooth_in_plane(first: int, last: int, field: Floats, passes: int, repeat: bool, out: Floats) -> None:
     nj, nk = field.shape[2:]
-    wide = np.empty((2, nj, nk + 2 * passes), np.float32)  # a plane with its lines mirrored at both ends
-    tall = np.empty((2, nj + 2 * passes, nk), np.float32)
+    line, tall = np.empty(nk + 2 * passes, np.float32), np.empty((nj + 2 * passes, nk), np.float32)
+    spare = np.empty(max(line.size, tall.size), np.float32)
+    sources, signs = _borders(nk, passes, repeat)
+    around = _borders(nj, passes, repeat)
     for i in range(first, last):
         for c in range(field.shape[0]):
             for j in range(nj):
-                line, row = wide[0, j], field[c, i, j]
+                row = field[c, i, j]
                 line[passes : passes + nk] = row
                 for t in range(passes):
-                    for k in (t - passes, nk + t):
-                        source, sign = _mirrored(k, nk, repeat)
-                        line[passes + k] = sign * row[source]
-            single = (nj * (nk + 2 * passes), 1)  # neighbours in memory; what crosses from line to line is cut off
-            along = _means(wide[0].reshape(single), passes, wide[1].reshape(single)).reshape(wide[0].shape)
-            for j in range(-passes, nj + passes):
-                source, sign = _mirrored(j, nj, repeat)
-                _scaled(along[source], sign, tall[0, passes + j])
-            smoothed = _means(tall[0], passes, tall[1])
-            for j in range(nj):
-                out[c, i, j] = smoothed[j]
+                    line[t] = signs[t] * row[sources[t]]
+                    line[passes + nk + t] = signs[passes + t] * row[sources[passes + t]]
+                _means(line, 1, passes, spare, tall[passes + j])
+            _continued(tall, *around)
+            _means(tall.reshape(-1), nk, passes, spare, out[c, i].reshape(-1))
 
 
 @compiled
 def _smooth_across(first: int, last: int, field: Floats, passes: int, repeat: bool) -> None:
-    ni = field.shape[1]
-    rows = np.empty((2, ni + 2 * passes, field.shape[3]), np.float32)
+    ni, nk = field.shape[1], field.shape[3]
+    rows, smoothed = np.empty((ni + 2 * passes, nk), np.float32), np.empty((ni, nk), np.float32)
+    spare = np.empty(rows.size, np.float32)
+    around = _borders(ni, passes, repeat)
     for j in range(first, last):
         for c in range(field.shape[0]):
-            for i in range(-passes, ni + passes):
-                source, sign = _mirrored(i, ni, repeat)
-                _scaled(field[c, source, j], sign, rows[0, passes + i])
-            smoothed = _means(rows[0], passes, rows[1])
+            for i in range(ni):
+                rows[passes + i] = field[c, i, j]
+            _continued(rows, *around)
+            _means(rows.reshape(-1), nk, passes, spare, smoothed.reshape(-1))
             for i in range(ni):
                 field[c, i, j] = smoothed[i]
 
@@ -146,34 +185,39 @@ def warp(values: Floats, field: Floats, scale: Floats, zeros: bool) -> Floats:
 def _diffusion(first: int, last: int, field: Floats, weights: Floats, gradient: Floats) -> Number:
     """Adds the gradient of sum_a weights[a] * sum (forward difference along a)^2; returns the value."""
     total: Number = 0.0
-    ni, nj = field.shape[1:3]
+    ni, nj, nk = field.shape[1:]
+    line = np.empty(nk + 2, np.float32)
     for c in range(field.shape[0]):
         for i in range(first, last):
             for j in range(nj):
-                here, out = field[c, i, j], gradient[c, i, j]
-                _pull(here[1:], here[:-1], weights[2], out[1:])
-                part = _pull(here[:-1], here[1:], weights[2], out[:-1])
-                if j > 0:
-                    _pull(here, field[c, i, j - 1], weights[1], out)
-                if j < nj - 1:
-                    part += _pull(here, field[c, i, j + 1], weights[1], out)
-                if i > 0:
-                    _pull(here, field[c, i - 1, j], weights[0], out)
-                if i < ni - 1:
-                    part += _pull(here, field[c, i + 1, j], weights[0], out)
-                total += part
+                here = field[c, i, j]
+                line[1:-1], line[0], line[-1] = here, here[0], here[-1]  # no difference beyond the ends
+                before = field[c, max(i - 1, 0), j], field[c, i, max(j - 1, 0)], line[:-2]
+                after = field[c, min(i + 1, ni - 1), j], field[c, i, min(j + 1, nj - 1)], line[2:]
+                total += _pull(here, before, after, weights, gradient[c, i, j])
     return total
 
 
 @compiled
-def _pull(here: Floats, there: Floats, weight: Number, gradient: Floats) -> Number:
-    """weight * sum (here - there)^2; its gradient in ``here`` is added."""
-    total = np.float32(0)
+def _pull(
+    here: Floats,
+    before: tuple[Floats, Floats, Floats],
+    after: tuple[Floats, Floats, Floats],
+    weights: Floats,
+    gradient: Floats,
+) -> Number:
+    """The terms of a line with the lines before and after it along each axis; the gradient is added."""
+    total, two = np.float32(0), np.float32(2)
+    x, y, z = weights[0], weights[1], weights[2]
+    low_x, low_y, low_z = before
+    high_x, high_y, high_z = after
     for k in range(here.size):
-        d = here[k] - there[k]
-        total += d * d
-        gradient[k] += np.float32(2) * weight * d
-    return weight * total
+        h = here[k]
+        dx, dy, dz = h - high_x[k], h - high_y[k], h - high_z[k]
+        total += x * dx * dx + y * dy * dy + z * dz * dz
+        pull = x * (dx + h - low_x[k]) + y * (dy + h - low_y[k]) + z * (dz + h - low_z[k])
+        gradient[k] += two * pull
+    return total
 
 
 def diffusion(field: Floats, weight: float, gradient: Floats) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
+Offsets = NDArray[np.int32]
 Number = float | np.float32
 
 P = ParamSpec("P")

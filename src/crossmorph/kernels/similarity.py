@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crossmorph.kernels.parallel import Flags, Floats, Number, add, compiled, over_planes
-
-Offsets = NDArray[np.int32]
+from crossmorph.kernels.parallel import Flags, Floats, Number, Offsets, add, compiled, over_planes
 
 LANES = 16
 """Descriptors have a multiple of this many channels here; those that are not there are zero."""

@@ -37,8 +37,8 @@ class DualBranch(nn.Module):
 
     def forward(self, fixed: torch.Tensor, moving: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = gradient_map(fixed), gradient_map(moving)
-        of_images = self.images(standardised(stacked(moving, fixed)))
-        of_gradients = self.gradients(standardised(stacked(*reversed(maps))))
+        of_images = self.images(stacked(standardised(moving), standardised(fixed)))
+        of_gradients = self.gradients(stacked(*(standardised(volumes) for volumes in reversed(maps))))
         both = (of_images + of_gradients) / 2 if self.fusion is None else self.fusion(of_images, of_gradients)
         return {
             "displacement": both,
@@ -60,7 +60,7 @@ class SingleBranch(nn.Module):
         volumes = [moving, fixed]
         if self.concat:
             volumes += [gradient_map(moving), gradient_map(fixed)]
-        return {"displacement": self.branch(standardised(stacked(*volumes)))}
+        return {"displacement": self.branch(stacked(*(standardised(v) for v in volumes)))}
 
 
 def network(settings: GradientGuidanceTraining) -> nn.Module:

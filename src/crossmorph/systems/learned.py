@@ -19,7 +19,7 @@ from crossmorph.device import has_bfloat16
 from crossmorph.errors import InputError
 from crossmorph.image import Image
 from crossmorph.networks.voxelmorph import MULTIPLE
-from crossmorph.preprocess import MIN_VOXELS, foreground, normalised, onto
+from crossmorph.preprocess import MIN_VOXELS, foreground, normalised, onto, seen_on
 from crossmorph.record import Journal
 from crossmorph.settings import Learned, Preprocessing, Refinement, from_dict
 from crossmorph.space import Grid
@@ -116,7 +116,7 @@ def prepared(fixed: Image, moving: Image, linear: Affine, settings: Preprocessin
         InputError: the images have hardly a valid voxel in common.
     """
     target = on_lattice(fixed, settings)
-    source = onto(moving, target.grid, linear)
+    source = seen_on(moving, target.grid, linear)
     both = target.valid & source.valid
     if int(both.sum()) < MIN_VOXELS:
         raise InputError(
@@ -133,8 +133,8 @@ def prepared(fixed: Image, moving: Image, linear: Affine, settings: Preprocessin
 
 
 def on_lattice(image: Image, settings: Preprocessing) -> Image:
-    """A fixed image at the spacing of a training, along the axes nearest to R, A, S."""
-    return onto(image, upright(image.grid).respaced(settings.spacing_mm))
+    """A fixed image at the spacing of a training, along the axes nearest to R, A, S; not filled where it is not valid."""
+    return seen_on(image, upright(image.grid).respaced(settings.spacing_mm))
 
 
 def shown(image: Image, window: tuple[float, ...]) -> Volume:
