@@ -205,27 +205,49 @@ def sampled(moving: Floats, moving_cells: Flags, field: Floats) -> tuple[Floats,
 
 
 @compiled
-def _box_plane(plane: Floats, line: Floats, radius: int, out: Floats) -> None:
-    """Sums over (2r+1)^2 windows of (J, K), cut off at the borders."""
-    nj, nk = plane.shape
-    for j in range(nj):
-        line[:] = 0.0
-        for row in range(max(j - radius, 0), min(j + radius, nj - 1) + 1):
-            add(line, plane[row])
-        out[j] = line
-        for step in range(1, min(radius, nk - 1) + 1):
-            add(out[j, step:], line[: nk - step])
-            add(out[j, : nk - step], line[step:])
+def _sum(a: Floats, b: Floats, c: Floats, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] = a[k] + b[k] + c[k]
 
 
 @compiled
-def _sum_of_planes(ring: Floats, low: int, high: int, number: int, out: Floats) -> None:
-    """Sum over planes low..high of one of the fields of a ring (planes, fields, J, K)."""
+def _add_both(a: Floats, b: Floats, out: Floats) -> None:
+    for k in range(out.size):
+        out[k] += a[k] + b[k]
+
+
+@compiled
+def _box_plane(plane: Floats, radius: int, out: Floats) -> None:
+    """Sums over (2r+1)^2 windows of (J, K), cut off at the borders; r >= 1."""
+    nj, nk = plane.shape
+    nothing, padded = np.zeros(nk, np.float32), np.zeros(nk + 2 * radius, np.float32)
+    line = padded[radius : radius + nk]
+    for j in range(nj):
+        for t in range(1, radius + 1):
+            before = plane[j - t] if j >= t else nothing
+            after = plane[j + t] if j + t < nj else nothing
+            if t == 1:
+                _sum(plane[j], before, after, line)
+            else:
+                _add_both(before, after, line)
+        _sum(line, padded[radius - 1 : radius - 1 + nk], padded[radius + 1 : radius + 1 + nk], out[j])
+        for t in range(2, radius + 1):
+            _add_both(padded[radius - t : radius - t + nk], padded[radius + t : radius + t + nk], out[j])
+
+
+@compiled
+def _sum_of_planes(ring: Floats, plane: int, planes: int, number: int, out: Floats) -> None:
+    """Sum of one of the fields of a ring (2r+1, fields, J, K) over the planes around one, cut off at the borders."""
+    width = len(ring)
+    nothing = np.zeros(out.shape[1], np.float32)
     for j in range(out.shape[0]):
-        total = out[j]
-        total[:] = 0.0
-        for plane in range(low, high + 1):
-            add(total, ring[plane % ring.shape[0], number, j])
+        for t in range(1, width // 2 + 1):
+            before = ring[(plane - t) % width, number, j] if plane >= t else nothing
+            after = ring[(plane + t) % width, number, j] if plane + t < planes else nothing
+            if t == 1:
+                _sum(ring[plane % width, number, j], before, after, out[j])
+            else:
+                _add_both(before, after, out[j])
 
 
 @compiled
@@ -263,18 +285,18 @@ def _moments(
 ) -> None:
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 2, nj, nk), np.float32)
-    product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
+    product = np.empty((nj, nk), np.float32)
     ready = max(first - radius, 0) - 1
     for i in range(first, last):
         low, high = max(i - radius, 0), min(i + radius, ni - 1)
         for plane in range(ready + 1, high + 1):
             slot, f = ring[plane % (2 * radius + 1)], fixed[plane]
-            _box_plane(f, line, radius, slot[0])
+            _box_plane(f, radius, slot[0])
             _product(f, f, product)
-            _box_plane(product, line, radius, slot[1])
+            _box_plane(product, radius, slot[1])
             ready = plane
-        _sum_of_planes(ring, low, high, 0, mean[i])
-        _sum_of_planes(ring, low, high, 1, variance[i])
+        _sum_of_planes(ring, i, ni, 0, mean[i])
+        _sum_of_planes(ring, i, ni, 1, variance[i])
         for j in range(nj):
             count = np.float32((high - low + 1) * _counted(j, radius, nj))
             for k in range(nk):
@@ -307,7 +329,7 @@ def _correlation(
     """Squared local correlation at every voxel and the three fields its gradient is made of."""
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
-    product, line = np.empty((nj, nk), np.float32), np.empty(nk, np.float32)
+    product = np.empty((nj, nk), np.float32)
     sums = np.empty((3, nj, nk), np.float32)
     total: Number = 0.0
     ready = max(first - radius, 0) - 1
@@ -315,13 +337,13 @@ def _correlation(
         low, high = max(i - radius, 0), min(i + radius, ni - 1)
         for plane in range(ready + 1, high + 1):
             slot, f, m = ring[plane % (2 * radius + 1)], fixed[plane], moved[plane]
-            _box_plane(m, line, radius, slot[0])
+            _box_plane(m, radius, slot[0])
             for n, other in enumerate((m, f)):
                 _product(m, other, product)
-                _box_plane(product, line, radius, slot[1 + n])
+                _box_plane(product, radius, slot[1 + n])
             ready = plane
         for n in range(3):
-            _sum_of_planes(ring, low, high, n, sums[n])
+            _sum_of_planes(ring, i, ni, n, sums[n])
         for j in range(nj):
             count = np.float32((high - low + 1) * _counted(j, radius, nj))
             c0, c1, c2, w = coefficients[0, i, j], coefficients[1, i, j], coefficients[2, i, j], weight[i, j]
@@ -356,16 +378,16 @@ def _correlation_gradient(
     """``factor`` times the derivative: f sum(a) - m sum(b) - sum(c) over the window, times the slope."""
     ni, nj, nk = fixed.shape
     ring = np.empty((2 * radius + 1, 3, nj, nk), np.float32)
-    line, sums = np.empty(nk, np.float32), np.empty((3, nj, nk), np.float32)
+    sums = np.empty((3, nj, nk), np.float32)
     ready = max(first - radius, 0) - 1
     for i in range(first, last):
         low, high = max(i - radius, 0), min(i + radius, ni - 1)
         for plane in range(ready + 1, high + 1):
             for n in range(3):
-                _box_plane(coefficients[n, plane], line, radius, ring[plane % (2 * radius + 1), n])
+                _box_plane(coefficients[n, plane], radius, ring[plane % (2 * radius + 1), n])
             ready = plane
         for n in range(3):
-            _sum_of_planes(ring, low, high, n, sums[n])
+            _sum_of_planes(ring, i, ni, n, sums[n])
         for j in range(nj):
             f, m, a, b, c = fixed[i, j], moved[i, j], sums[0, j], sums[1, j], sums[2, j]
             for n in range(3):
@@ -381,7 +403,7 @@ def lncc(
     moved, slope = sampled(moving, moving_cells, field)
     coefficients = np.empty_like(field)
     planes = len(moved)
-    parts = over_planes(_correlation, planes, *fixed, moved, coefficients)
+    parts = over_planes(_correlation, planes, *fixed, moved, coefficients, chunks=8)
     inputs = (fixed.fixed, moved, coefficients, fixed.radius, np.float32(factor), slope)
-    over_planes(_correlation_gradient, planes, *inputs, gradient)
+    over_planes(_correlation_gradient, planes, *inputs, gradient, chunks=8)
     return float(factor * sum(parts))
