@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crossmorph.kernels.parallel import Flags, Floats, Number, Offsets, add, compiled, over_planes
+from crossmorph.kernels.parallel import Flags, Floats, Number, Offsets, compiled, over_planes
 
 LANES = 16
 """Descriptors have a multiple of this many channels here; those that are not there are zero."""
@@ -237,7 +237,7 @@ def _box_plane(plane: Floats, radius: int, out: Floats) -> None:
 
 @compiled
 def _sum_of_planes(ring: Floats, plane: int, planes: int, number: int, out: Floats) -> None:
-    """Sum of one of the fields of a ring (2r+1, fields, J, K) over the planes around one, cut off at the borders."""
+    """Sum of a field of a ring (2r+1, fields, J, K) over the planes around one, cut off at the borders."""
     width = len(ring)
     nothing = np.zeros(out.shape[1], np.float32)
     for j in range(out.shape[0]):
@@ -381,8 +381,7 @@ def _correlation_gradient(
     sums = np.empty((3, nj, nk), np.float32)
     ready = max(first - radius, 0) - 1
     for i in range(first, last):
-        low, high = max(i - radius, 0), min(i + radius, ni - 1)
-        for plane in range(ready + 1, high + 1):
+        for plane in range(ready + 1, min(i + radius, ni - 1) + 1):
             for n in range(3):
                 _box_plane(coefficients[n, plane], radius, ring[plane % (2 * radius + 1), n])
             ready = plane

@@ -133,7 +133,7 @@ def prepared(fixed: Image, moving: Image, linear: Affine, settings: Preprocessin
 
 
 def on_lattice(image: Image, settings: Preprocessing) -> Image:
-    """A fixed image at the spacing of a training, along the axes nearest to R, A, S; not filled as ``onto`` does."""
+    """A fixed image at the spacing of a training, along the axes nearest to R, A, S, as ``seen_on`` draws it."""
     return seen_on(image, upright(image.grid).respaced(settings.spacing_mm))
 
 
