@@ -70,10 +70,10 @@ def test_the_default_on_one_contrast_finds_detail_by_intensities() -> None:
     assert result.verdict.status == "ok"
 
 
-def test_the_default_on_one_contrast_stays_smooth_where_motion_is() -> None:
+def test_the_default_on_one_contrast_takes_no_more_detail_than_smooth_motion_has() -> None:
     result = register(*pair(bright))
-    assert result.journal.notes["smoothness, mind"]["chosen"] == 30
-    assert float(errors(result.transform).mean()) < 0.25 * START_MM
+    assert result.journal.notes["smoothness, lncc"]["chosen"] >= 3
+    assert float(errors(result.transform).mean()) < 0.18 * START_MM
     assert result.verdict.status == "ok"
 
 

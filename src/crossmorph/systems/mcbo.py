@@ -39,6 +39,11 @@ from crossmorph.space import Grid
 from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 
+TRIED = {"lncc": (0.4, 0.35), "mind": (0.5, 0.5)}
+"""By similarity: shares of a refinement's steps that the first smoothness and each next one are tried with; what
+the latter leaves goes on with the chosen one. Ten steps are too few to compare weights by, and mutual information is
+told apart by so little that it needs all twenty."""
+
 MIND_GAIN = 0.01
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
 
@@ -330,19 +335,21 @@ def _refined(
 
     if stage.smoothness > 0:
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
-    mind, half = term("mind"), -(-stage.iterations // 2)
+    mind = term("mind")
 
     def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
         data = term(similarity)
+        first, following = (math.ceil(share * stage.iterations) for share in TRIED[similarity])
         choice = choose_smoothness(
-            lambda weight, begin: fit(data, weight, begin, half),
+            lambda weight, begin: fit(data, weight, begin, first if weight == SMOOTHNESS[0] else following),
             lambda found: score(resize(found, shape)),
             start,
             gain,
         )
         journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
         journal.note("similarity", similarity)
-        return replace(choice, field=fit(data, choice.smoothness, choice.field, half))
+        rest = stage.iterations - following
+        return replace(choice, field=fit(data, choice.smoothness, choice.field, rest))
 
     if stage.similarity != "mind":
         choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
