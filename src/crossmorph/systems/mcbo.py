@@ -44,7 +44,7 @@ TRIED = {"lncc": (0.4, 0.35), "mind": (0.5, 0.5)}
 the latter leaves goes on with the chosen one. Ten steps are too few to compare weights by, and mutual information is
 told apart by so little that it needs all twenty."""
 
-MIND_GAIN = 0.01
+MIND_GAIN = 0.007
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
 
 INFORMATION_GAIN = 0.015
