@@ -40,9 +40,11 @@ from crossmorph.systems.blocks import Box, Economy, in_blocks, pieces
 from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 
 TRIED = {"lncc": (0.4, 0.35), "mind": (0.5, 0.5)}
-"""By similarity: shares of a refinement's steps that the first smoothness and each next one are tried with; what
-the latter leaves goes on with the chosen one. Ten steps are too few to compare weights by, and mutual information is
-told apart by so little that it needs all twenty."""
+"""By similarity: shares of a refinement's steps that the first smoothness and each next one are tried with.
+
+What the latter leaves goes on with the chosen one. Ten steps are too few to compare weights by, and mutual information
+is told apart by so little that it needs all twenty.
+"""
 
 MIND_GAIN = 0.007
 """More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
