@@ -42,7 +42,7 @@ from crossmorph.systems.volume import Levels, Pair, Volume, pooled, shared
 TRIED = {"lncc": (0.4, 0.35), "mind": (0.5, 0.5)}
 """By similarity: shares of a refinement's steps that the first smoothness and each next one are tried with.
 
-What the latter leaves goes on with the chosen one. Ten steps are too few to compare weights by, and mutual information
+What the latter leaves goes on with the chosen one. Ten steps are too few to compare by, and mutual information
 is told apart by so little that it needs all twenty.
 """
 
