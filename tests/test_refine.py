@@ -156,7 +156,7 @@ def chosen(truth: torch.Tensor, noisy: float) -> Choice:
     def fit(smoothness: float, begin: torch.Tensor) -> torch.Tensor:
         return refine(fitted, begin, shape, 25, smoothness)
 
-    return choose_smoothness(fit, lambda field: -judge(field)[0], torch.zeros_like(truth), 0.01)
+    return choose_smoothness(fit, lambda field: -judge(field)[0], torch.zeros_like(truth), [0.01] * 4)
 
 
 def test_smooth_motion_under_noise_is_fitted_smoothly_and_detail_in_detail() -> None:
@@ -177,7 +177,7 @@ def test_detail_is_added_until_it_does_not_pay() -> None:
         return torch.full((3, 2, 2, 2), smoothness)
 
     choice = choose_smoothness(
-        fit, lambda field: scores[round(float(field.max()), 3)], torch.zeros(3, 2, 2, 2), 0.01
+        fit, lambda field: scores[round(float(field.max()), 3)], torch.zeros(3, 2, 2, 2), [0.01] * 4
     )
     assert choice.smoothness == SMOOTHNESS[1]
     assert choice.scores == {weight: scores[weight] for weight in SMOOTHNESS[:3]}

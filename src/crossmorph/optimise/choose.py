@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ def choose_smoothness(
     fit: Callable[[float, torch.Tensor], torch.Tensor],
     score: Callable[[torch.Tensor], float],
     start: torch.Tensor,
-    gain: float,
+    gains: Sequence[float],
 ) -> Choice:
     """Fit smoothly, then with more and more detail, until detail does not pay.
 
@@ -33,11 +33,12 @@ def choose_smoothness(
         score: of a field; the larger the better. It must not be what was fitted: noise that a weak regulariser
             follows raises the fitted similarity, true motion raises others as well.
         start: field that the first candidate begins with.
-        gain: each candidate must raise the score by this share of its size, or the one before is taken.
+        gains: by what share of its size each candidate after the first must raise the score, or the one before is
+            taken.
     """
     best: Choice | None = None
     scores: dict[float, float] = {}
-    for weight in SMOOTHNESS:
+    for weight, gain in zip(SMOOTHNESS, (0.0, *gains), strict=True):
         field = fit(weight, start if best is None else best.field)
         scores[weight] = round(score(field), 5)
         if best is not None and scores[weight] - scores[best.smoothness] < gain * abs(scores[best.smoothness]):

@@ -46,11 +46,14 @@ What the latter leaves goes on with the chosen one. Ten steps are too few to com
 is told apart by so little that it needs all twenty.
 """
 
-MIND_GAIN = 0.007
-"""More detail in a fit of local correlation must lower the MIND-SSC cost by this share."""
+MIND_GAINS = (0.012, 0.007, 0.007, 0.007)
+"""Each step to more detail in a fit of local correlation must lower the MIND-SSC cost by this share.
 
-INFORMATION_GAIN = 0.015
-"""More detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
+Where the first one does not, the contrasts are too different for local correlation, and MIND-SSC is fitted.
+"""
+
+INFORMATION_GAINS = (0.015, 0.015, 0.015, 0.015)
+"""Each step to more detail in a fit of MIND-SSC must raise normalised mutual information above 1 by this share."""
 
 JUDGED = 2
 """Level at which descriptors judge a deformation that they did not find."""
@@ -339,14 +342,14 @@ def _refined(
         return fit(term(stage.similarity), stage.smoothness, start, stage.iterations)
     mind = term("mind")
 
-    def chosen(similarity: str, score: Callable[[torch.Tensor], float], gain: float) -> Choice:
+    def chosen(similarity: str, score: Callable[[torch.Tensor], float], gains: Sequence[float]) -> Choice:
         data = term(similarity)
         first, following = (math.ceil(share * stage.iterations) for share in TRIED[similarity])
         choice = choose_smoothness(
             lambda weight, begin: fit(data, weight, begin, first if weight == SMOOTHNESS[0] else following),
             lambda found: score(resize(found, shape)),
             start,
-            gain,
+            gains,
         )
         journal.note(f"smoothness, {similarity}", {"chosen": choice.smoothness, "scores": choice.scores})
         journal.note("similarity", similarity)
@@ -354,10 +357,10 @@ def _refined(
         return replace(choice, field=fit(data, choice.smoothness, choice.field, rest))
 
     if stage.similarity != "mind":
-        choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAIN)
+        choice = chosen("lncc", lambda found: -mind(found)[0], MIND_GAINS)
         if stage.similarity == "lncc" or choice.smoothness < SMOOTHNESS[0]:
             return choice.field
-    return chosen("mind", lambda found: information(pairs, found)[0] - 1, INFORMATION_GAIN).field
+    return chosen("mind", lambda found: information(pairs, found)[0] - 1, INFORMATION_GAINS).field
 
 
 def refined_on_pair(
