@@ -46,7 +46,7 @@ What the latter leaves goes on with the chosen one. Ten steps are too few to com
 is told apart by so little that it needs all twenty.
 """
 
-MIND_GAINS = (0.012, 0.007, 0.007, 0.007)
+MIND_GAINS = (0.011, 0.007, 0.007, 0.007)
 """Each step to more detail in a fit of local correlation must lower the MIND-SSC cost by this share.
 
 Where the first one does not, the contrasts are too different for local correlation, and MIND-SSC is fitted.
