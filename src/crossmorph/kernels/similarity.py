@@ -258,6 +258,10 @@ def _product(a: Floats, b: Floats, out: Floats) -> None:
             z[k] = x[k] * y[k]
 
 
+RANGES = 8
+"""Ranges of planes of local correlation: each also sums the planes that its windows reach beyond it."""
+
+
 class Windows(NamedTuple):
     """What local correlation needs of the fixed image, once for all displacements.
 
@@ -402,7 +406,7 @@ def lncc(
     moved, slope = sampled(moving, moving_cells, field)
     coefficients = np.empty_like(field)
     planes = len(moved)
-    parts = over_planes(_correlation, planes, *fixed, moved, coefficients, chunks=8)
+    parts = over_planes(_correlation, planes, *fixed, moved, coefficients, chunks=RANGES)
     inputs = (fixed.fixed, moved, coefficients, fixed.radius, np.float32(factor), slope)
-    over_planes(_correlation_gradient, planes, *inputs, gradient, chunks=8)
+    over_planes(_correlation_gradient, planes, *inputs, gradient, chunks=RANGES)
     return float(factor * sum(parts))
