@@ -27,6 +27,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16; without them it is slower than 32 bits."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch cannot tell
+        return False
     has = torch.cpu.get_capabilities()
     return any(bool(has.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
