@@ -11,7 +11,7 @@ from scene import GRID, tissue
 from crossmorph.evaluate.similarity import normalised_mutual_information
 from crossmorph.image import Image
 from crossmorph.kernels.linear import difference, joint_histogram, pulled, seen
-from crossmorph.optimise.linear import SIZES, Frame, Model, Problem, Similarity, fit
+from crossmorph.optimise.linear import LINE_SEARCH, SIZES, Frame, Model, Problem, Similarity, fit
 from crossmorph.optimise.similarity import (
     correlation,
     dot_product,
@@ -289,6 +289,27 @@ def test_two_problems_tell_together_what_neither_tells_alone() -> None:
     for problems, known in (([first], [1, 0, 0]), ([second], [0, 1, 1]), ([first, second], [1, 1, 1])):
         found = fit(problems, "translation").matrix[:3, 3]
         np.testing.assert_allclose(found, shift * known, atol=0.1)
+
+
+def test_a_search_that_gets_nowhere_is_given_up() -> None:
+    """Value 1 - cos of the shift along z less 1 mm; from the fifth evaluation on it is worse than ever before."""
+    places = torch.arange(16.0)[None, None, :, None].expand(16, 16, 16, 1).contiguous()
+    mask = torch.zeros(16, 16, 16, dtype=torch.bool)
+    mask[6:10, 6:10, 6:10] = True
+    evaluated = 0
+
+    def similarity(values: torch.Tensor, inside: torch.Tensor) -> tuple[float, torch.Tensor]:
+        nonlocal evaluated
+        evaluated += 1
+        off = float((values - places)[mask].mean()) - 1.0
+        slope = np.sin(off) / int(mask.sum()) * mask[..., None].float()
+        return (1 - np.cos(off) if evaluated <= 4 else 2.0), slope
+
+    known = torch.ones(16, 16, 16, dtype=torch.bool)
+    found = fit([Problem(similarity, places, known, np.eye(4), np.eye(4), mask)], "translation")
+    assert found.evaluations <= 4 + LINE_SEARCH
+    assert found.value < found.before
+    assert found.matrix[2, 3] == pytest.approx(1.0, abs=0.6)
 
 
 def test_nothing_to_follow_leaves_everything_where_it_is() -> None:

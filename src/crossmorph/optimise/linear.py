@@ -7,13 +7,14 @@ body, so that one step size fits all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from scipy.spatial.transform import Rotation
 
 from crossmorph.kernels.linear import Matrix, pulled, seen
@@ -30,6 +31,13 @@ Pull = Callable[[Matrix], tuple[float, Vector]]
 
 SMALL_MM = 20.0
 """Mean radius of a body under which it measures lengths, so that a mouse or a cell is fitted as a head is."""
+
+LINE_SEARCH = 12
+"""Evaluations after which a search along a line is given up.
+
+Voxels that come into view make the similarity jump by a little, and close to the best map a search that never ends
+would follow; those that get anywhere take two or three.
+"""
 
 SIZES: dict[Model, int] = {"translation": 3, "rigid": 6, "similarity": 7, "affine": 12}
 
@@ -148,6 +156,10 @@ class Problem:
         return points
 
 
+class _StuckError(Exception):
+    """A search along a line gets nowhere."""
+
+
 def fit(
     problems: Sequence[Problem],
     model: Model,
@@ -169,8 +181,8 @@ def fit(
         A map of fixed points to fixed points, to be applied before the start.
     """
     frame = _frame(problems, model)
-    count = 0
-    last: Vector = np.zeros(SIZES[frame.model])
+    count = counted = 0
+    reached = OptimizeResult(x=np.zeros(SIZES[frame.model]))
 
     def objective(parameters: Vector) -> tuple[float, Vector]:
         nonlocal count
@@ -180,15 +192,15 @@ def fit(
         total: Vector = np.sum([slope for _, slope in terms], axis=0)
         return sum(value for value, _ in terms), _chained(frame, parameters, total)
 
-    def watch(parameters: Vector) -> None:
-        nonlocal last
-        step, last = float(np.abs(parameters - last).max()), parameters.copy()
+    def watch(intermediate_result: OptimizeResult) -> None:
+        nonlocal reached, counted
+        step = float(np.abs(intermediate_result.x - reached.x).max())
+        reached, counted = intermediate_result, count
         if step < tolerance_mm:
             raise StopIteration
 
     unit = min(1.0, frame.radius_mm / SMALL_MM)
-    start = last
-    before, slope = objective(start)
+    before, slope = objective(reached.x)
     if not np.any(slope):
         return Fit(np.eye(4), before, before, count)
     size = float(np.linalg.norm(slope))
@@ -196,6 +208,8 @@ def fit(
     def scaled(steps: Vector) -> tuple[float, Vector]:
         """With a slope of one at the start, the first step is about one ``unit`` long, whatever the similarity's
         range."""
+        if count - counted >= LINE_SEARCH:
+            raise _StuckError
         parameters = unit * steps
         value, by_parameters = objective(parameters)
         value, by_parameters = value / size, by_parameters / size
@@ -205,12 +219,14 @@ def fit(
         return value / unit, by_parameters
 
     first = before if pull is None else before + size * pull(np.eye(4))[0]
+    reached.fun = first / size / unit
     options = {"maxiter": iterations, "gtol": 1e-9}
-    found = minimize(scaled, start, jac=True, method="BFGS", callback=watch, options=options)
-    value = float(found.fun) * size * unit
+    with suppress(_StuckError):
+        minimize(scaled, reached.x, jac=True, method="BFGS", callback=watch, options=options)
+    value = float(reached.fun) * size * unit
     if not value < first:
         return Fit(np.eye(4), first, first, count)
-    return Fit(frame.matrix(unit * found.x), value, first, count)
+    return Fit(frame.matrix(unit * reached.x), value, first, count)
 
 
 def _frame(problems: Sequence[Problem], model: Model) -> Frame:
