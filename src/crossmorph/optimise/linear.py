@@ -36,7 +36,7 @@ LINE_SEARCH = 12
 """Evaluations after which a search along a line is given up.
 
 Voxels that come into view make the similarity jump by a little, and close to the best map a search that never ends
-would follow; those that get anywhere take two or three.
+would follow; most of those that get anywhere take two or three, and what longer ones gain is not worth their time.
 """
 
 SIZES: dict[Model, int] = {"translation": 3, "rigid": 6, "similarity": 7, "affine": 12}
@@ -174,7 +174,7 @@ def fit(
         model: which maps are tried, about the middle of what is compared.
         iterations: of BFGS, at most.
         tolerance_mm: it ends when no parameter changes by more than this; of bodies smaller than ``SMALL_MM`` by
-            as much less as they are smaller.
+            as much less as they are smaller. It also ends with a search along a line that is given up.
         pull: another term, by the map's matrix, in units of the similarity's slope at the start times 1 mm.
 
     Returns:
